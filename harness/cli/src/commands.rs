@@ -1,0 +1,281 @@
+//! The commands: what each does, and the exit code it ends with.
+
+use crate::{
+    args::{Arguments, Command, Judge, Run, Subject, What},
+    doctor,
+    progress::Live,
+    subjects, terminal,
+};
+use miette::{IntoDiagnostic, WrapErr, bail, miette};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use watertight::{
+    case::{CasePlan, Sabotage},
+    judge::{CaseVerdict, Options, Verdict, judge_folder},
+    probe, report, run,
+    scenario::{self, Scenario},
+    spec,
+};
+
+/// Exit codes, with their meanings for `explain`.
+pub const EXIT_CODES: [(u8, &str); 6] = [
+    (0, "every case passed (or is unsupported, without --strict)"),
+    (1, "at least one finding: LEAK, NOT-RESTORED, OVERBLOCK or FAILED"),
+    (2, "no finding, but an inconclusive case, or under --strict an unsupported one"),
+    (64, "the command line is wrong, or names what is not there"),
+    (69, "this machine lacks something that is needed; `watertight doctor` tells what"),
+    (70, "Watertight itself failed"),
+];
+
+/// Carries a command out.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let result = match arguments.command {
+        Command::Run(arguments) => run_scenarios(&arguments),
+        Command::Judge(arguments) => judge(&arguments),
+        Command::List { what, scenarios } => list(what, scenarios.as_deref()),
+        Command::Explain { id } => explain(&id),
+        Command::Smoke(arguments) => smoke(&arguments),
+        Command::Doctor => Ok(doctor::run()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{error:?}");
+        ExitCode::from(64)
+    })
+}
+
+fn suite(folder: Option<&Path>) -> miette::Result<BTreeMap<String, Scenario>> {
+    match folder {
+        Some(folder) => scenario::load_directory(folder),
+        None => scenario::suite(),
+    }
+    .into_diagnostic()
+    .wrap_err("failed to load the scenarios")
+}
+
+fn globs(patterns: &[String]) -> miette::Result<globset::GlobSet> {
+    let mut set = globset::GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(globset::Glob::new(pattern).into_diagnostic()?);
+    }
+    set.build().into_diagnostic()
+}
+
+fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
+    let suite = suite(arguments.scenarios.as_deref())?;
+    let (wanted, cases) = (globs(&arguments.scenario)?, globs(&arguments.case)?);
+    let subject = subjects::command(&arguments.subject.subject, &arguments.subject.arguments, &arguments.subject.environment)
+        .map_err(|error| miette!("{error}"))?;
+    if let Err(code) = doctor::check() {
+        return Ok(code);
+    }
+    let bundle = bundle_folder(arguments.bundle.as_deref())?;
+    let seed = arguments.seed.unwrap_or_else(rand::random);
+    let sabotage: Option<Sabotage> = arguments
+        .sabotage
+        .as_ref()
+        .map(|name| serde_json::from_value(serde_json::Value::String(name.clone())))
+        .transpose()
+        .into_diagnostic()?;
+    let mut plans = Vec::new();
+    for (id, scenario) in &suite {
+        if !arguments.scenario.is_empty() && !wanted.is_match(id) {
+            continue;
+        }
+        for axes in scenario.matrix.cases() {
+            let profile = axes.profile.to_string();
+            if (!arguments.case.is_empty() && !cases.is_match(axes.id()))
+                || (!arguments.profile.is_empty() && !arguments.profile.contains(&profile))
+            {
+                continue;
+            }
+            plans.push((id.clone(), scenario.clone(), axes));
+        }
+    }
+    if let Some(partition) = arguments.partition {
+        let mut index = 0;
+        plans.retain(|_| {
+            index += 1;
+            (index - 1) % partition.parts == partition.part - 1
+        });
+    }
+    if plans.is_empty() {
+        bail!("no case matches; `watertight list scenarios` lists what there is");
+    }
+    let plans: Vec<CasePlan> = plans
+        .into_iter()
+        .enumerate()
+        .map(|(index, (id, definition, axes))| {
+            let folder = run::case_folder(&bundle, &subject.name, &id, &axes.id()).into_diagnostic().wrap_err_with(|| {
+                format!("failed to make a folder for {id} in {}", bundle.display())
+            })?;
+            let nonce = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64 + 1);
+            Ok(CasePlan { scenario: id, definition, axes, subject: subject.clone(), folder, nonce, sabotage })
+        })
+        .collect::<miette::Result<_>>()?;
+    let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let live = Live::new(&plans);
+    let started = std::time::Instant::now();
+    let options = Options { strict: arguments.strict };
+    let verdicts = run::run_all(&plans, jobs, &options, &|progress| live.observe(progress));
+    live.finish();
+    report::write(&bundle, &verdicts).into_diagnostic().wrap_err("failed to write the report")?;
+    let replay = format!("watertight run --subject {} --seed {seed}", arguments.subject.subject);
+    terminal::findings(&verdicts, &bundle, &replay);
+    terminal::matrix(&verdicts);
+    terminal::requirements(&verdicts);
+    println!("\n{} cases in {:.1} s, seed {seed}\nbundle: {}", verdicts.len(), started.elapsed().as_secs_f64(), bundle.display());
+    Ok(exit_code(&verdicts, arguments.strict))
+}
+
+fn bundle_folder(wanted: Option<&Path>) -> miette::Result<PathBuf> {
+    let folder = match wanted {
+        Some(folder) => folder.to_path_buf(),
+        None => {
+            let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            PathBuf::from(format!("watertight-bundles/{seconds}-{}", std::process::id()))
+        }
+    };
+    if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("the bundle folder {} is not empty: nothing was run, and nothing in it was touched; name another one", folder.display());
+    }
+    std::fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| format!("failed to make {}", folder.display()))?;
+    folder.canonicalize().into_diagnostic()
+}
+
+fn exit_code(verdicts: &[CaseVerdict], strict: bool) -> ExitCode {
+    let worst = verdicts.iter().map(|case| case.verdict).min().unwrap_or(Verdict::Pass);
+    ExitCode::from(match worst {
+        _ if worst.is_finding() => 1,
+        Verdict::Inconclusive => 2,
+        Verdict::Unsupported if strict => 2,
+        _ => 0,
+    })
+}
+
+fn judge(arguments: &Judge) -> miette::Result<ExitCode> {
+    let mut folders = Vec::new();
+    collect_cases(&arguments.bundle, &mut folders)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("failed to read {}", arguments.bundle.display()))?;
+    if folders.is_empty() {
+        bail!("{} holds no case: no history.jsonl below it", arguments.bundle.display());
+    }
+    folders.sort();
+    let mut verdicts = Vec::new();
+    for folder in folders {
+        let verdict = judge_folder(&folder, &Options { strict: arguments.strict })
+            .into_diagnostic()
+            .wrap_err_with(|| format!("failed to judge {}", folder.display()))?;
+        let recorded: Option<CaseVerdict> =
+            std::fs::read(folder.join("verdict.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let differs = recorded.as_ref().is_some_and(|recorded| recorded.verdict != verdict.verdict);
+        println!(
+            "{:<13} {} [{}]{}",
+            verdict.verdict,
+            verdict.scenario,
+            verdict.case,
+            if differs { "  differs from the recorded verdict" } else { "" }
+        );
+        verdicts.push(verdict);
+    }
+    terminal::findings(&verdicts, &arguments.bundle, "watertight run");
+    Ok(exit_code(&verdicts, arguments.strict))
+}
+
+fn collect_cases(folder: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if folder.join("history.jsonl").is_file() {
+        found.push(folder.to_path_buf());
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect_cases(&path, found)?;
+        }
+    }
+    Ok(())
+}
+
+fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
+    match what {
+        What::Scenarios => {
+            for (id, scenario) in suite(folder)? {
+                println!("{id:<40} {:>3} cases  {}", scenario.matrix.cases().len(), scenario.title);
+            }
+        }
+        What::Requirements => {
+            let suite = suite(folder)?;
+            for requirement in spec::requirements() {
+                let scenarios = suite.values().filter(|scenario| scenario.requirements.contains(&requirement.id)).count();
+                println!("{:<7} {scenarios:>3} scenarios  {}", requirement.id, requirement.text);
+            }
+        }
+        What::Probes => {
+            for kind in probe::catalogue(true, true, watertight::testbed::plan::RELAY_PORT, &[]) {
+                println!("{:<32} {}", kind.id, kind.target());
+            }
+        }
+        What::Subjects => {
+            println!("{:<40} the reference VPN daemon", "reference");
+            println!("{:<40} the reference with one defect; see `watertight list defects`", "leaky:DEFECT");
+            println!("{:<40} an adapter of your own", "PATH");
+        }
+        What::Defects => {
+            for defect in watertight_leaky::DEFECTS {
+                println!("{:<36} {:<13} {:<7} {:<4} {}", defect.name, defect.verdict, defect.requirement, defect.class, defect.summary);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain(id: &str) -> miette::Result<ExitCode> {
+    if let Some(requirement) = spec::requirement(id) {
+        println!("{} ({:?})\n{}\nfrom: {}", requirement.id, requirement.level, requirement.text, requirement.seed);
+        let scenarios: Vec<String> =
+            scenario::suite().into_diagnostic()?.into_iter().filter(|(_, s)| s.requirements.contains(&requirement.id)).map(|(id, _)| id).collect();
+        println!("checked by: {}", if scenarios.is_empty() { "no scenario yet".into() } else { scenarios.join(", ") });
+    } else if let Some(class) = spec::leak_class(id) {
+        println!("{} {}\nseen in: {}", class.id, class.name, class.source);
+    } else if let Some(verdict) = Verdict::ALL.into_iter().find(|verdict| verdict.as_str().eq_ignore_ascii_case(id)) {
+        println!("{verdict}\n{}", verdict.meaning());
+    } else if let Some((code, meaning)) = EXIT_CODES.iter().find(|(code, _)| code.to_string() == id) {
+        println!("exit status {code}: {meaning}");
+    } else if let Some(defect) = watertight_leaky::defect(id) {
+        println!("{}: {}\ncaught by {} as {} {} {}", defect.name, defect.summary, defect.scenario, defect.verdict, defect.requirement, defect.class);
+    } else if let Some(scenario) = scenario::suite().into_diagnostic()?.get(id) {
+        println!("{id}: {}\nchecks {}", scenario.title, scenario.requirements.join(", "));
+        for (index, step) in scenario.steps.iter().enumerate() {
+            println!("{:>3}. {}", index + 1, toml_line(step));
+        }
+    } else {
+        bail!("'{id}' is no requirement, leak class, verdict, scenario, defect or exit code; see `watertight list`");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn toml_line(step: &scenario::Step) -> String {
+    serde_json::to_string(step).unwrap_or_default().trim_matches(['{', '}']).replace("\":", "\" = ")
+}
+
+/// The smoke check is a case like any other, with its own verdict.
+fn smoke(arguments: &Subject) -> miette::Result<ExitCode> {
+    let subject = subjects::command(&arguments.subject, &arguments.arguments, &arguments.environment)
+        .map_err(|error| miette!("{error}"))?;
+    if let Err(code) = doctor::check() {
+        return Ok(code);
+    }
+    match watertight::selfcheck::smoke_check(&subject) {
+        Ok(summary) => {
+            println!("{summary}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            Ok(ExitCode::from(1))
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The `watertight` program: one self-contained binary with the harness, the suite, the reference subject and the leaky ones.
+//!
+//! The program starts itself again for everything that runs in a process of its own: arguments that begin with `@` are
+//! those entries and no commands for people.
+
+mod args;
+mod commands;
+mod doctor;
+mod progress;
+mod subjects;
+mod terminal;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // Before any thread or runtime exists: these entries make namespaces.
+    match words.as_slice() {
+        [_, "@case"] => watertight::run::case_main(),
+        [_, "@client-init", root] => watertight::sandbox::client_init_main(*root == "rootless"),
+        [_, "@enter", pid, spec] => match pid.parse() {
+            Ok(pid) => watertight::sandbox::enter_main(pid, spec),
+            Err(_) => ExitCode::from(64),
+        },
+        [_, "@agent"] => watertight::agent::run(),
+        [_, "@getaddrinfo", rest @ ..] => {
+            watertight::agent::getaddrinfo_main(rest.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        }
+        [_, "@check", what] => watertight::selfcheck::check_main(what),
+        [_, "@smoke", spec] => watertight::selfcheck::smoke_main(spec),
+        [_, "@subject", name, rest @ ..] => subjects::run(name, rest),
+        _ => commands::run(args::Arguments::parse()),
+    }
+}

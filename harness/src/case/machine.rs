@@ -1,0 +1,91 @@
+//! The client's original configuration: what a profile and a shape of resolv.conf put on its disk.
+
+use super::CaseError;
+use crate::{sandbox::Node, scenario::Original, testbed::plan::*};
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+/// The folder that is the subject's own.
+pub const STATE_DIR: &str = "/var/lib/watertight-subject";
+/// The resolver file.
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Writes everything. To be called before anything is watched.
+pub async fn prepare(client: &Node, original: Original) -> Result<(), CaseError> {
+    client.run(move || async move { write(original) }).await?
+}
+
+fn write(original: Original) -> Result<(), CaseError> {
+    let failed = |action: &str| {
+        let action = action.to_owned();
+        move |source: io::Error| CaseError::File { action, source }
+    };
+    for (path, text) in [
+        ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+        ("/etc/hostname", "client\n"),
+        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        ("/etc/host.conf", "multi on\n"),
+    ] {
+        replace(Path::new(path), text.as_bytes(), 0o644).map_err(failed(&format!("write {path}")))?;
+    }
+    fs::create_dir_all(STATE_DIR)
+        .and_then(|()| fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o700)))
+        .map_err(failed(&format!("make {STATE_DIR}")))?;
+    resolv_conf(original).map_err(failed(&format!("write {RESOLV_CONF}")))
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    remove(path)?;
+    fs::write(path, bytes)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn resolv_conf(original: Original) -> io::Result<()> {
+    let path = Path::new(RESOLV_CONF);
+    let plain = format!("nameserver {LAN_V4}\nnameserver {ISP_V4}\noptions timeout:1 attempts:1\n");
+    let target = |target: &str| replace(Path::new(target), plain.as_bytes(), 0o644);
+    remove(path)?;
+    match original {
+        Original::Plain => replace(path, plain.as_bytes(), 0o644),
+        Original::Comments => {
+            let text = format!(
+                "# made by hand\n\n; the router\nnameserver\t{LAN_V4}\n\n   \n# the provider\nnameserver {ISP_V4}  \nsearch home.test lan.test\noptions timeout:1 attempts:1 edns0\n\n"
+            );
+            replace(path, text.as_bytes(), 0o644)
+        }
+        Original::NoFinalNewline => replace(path, plain.trim_end().as_bytes(), 0o644),
+        Original::Crlf => replace(path, plain.replace('\n', "\r\n").as_bytes(), 0o644),
+        Original::Empty => replace(path, b"", 0o644),
+        Original::Missing => Ok(()),
+        Original::SymlinkRelative => {
+            target("/etc/resolv.conf.site")?;
+            symlink("resolv.conf.site", path)
+        }
+        Original::SymlinkAbsolute => {
+            fs::create_dir_all("/run/resolver")?;
+            target("/run/resolver/resolv.conf")?;
+            symlink("/run/resolver/resolv.conf", path)
+        }
+        Original::Dangling => symlink("/run/nobody/resolv.conf", path),
+        Original::Mode0640 => replace(path, plain.as_bytes(), 0o640),
+        Original::UnknownOption => {
+            replace(path, format!("{plain}options watertight-unknown:7 no-such-option\nfuture-keyword yes\n").as_bytes(), 0o644)
+        }
+        Original::SixNameservers => {
+            let text = format!(
+                "nameserver {LAN_V4}\nnameserver {ISP_V4}\nnameserver {LAN_ULA}\nnameserver {PUBLIC_V4}\nnameserver {PUBLIC_V6}\nnameserver {ISP_V6}\noptions timeout:1 attempts:1\n"
+            );
+            replace(path, text.as_bytes(), 0o644)
+        }
+    }
+}

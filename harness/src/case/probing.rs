@@ -1,0 +1,275 @@
+//! Probes of one window: planned first, then made, then written down, between two canaries.
+
+use super::{CaseError, Sabotage, engine::{Engine, tag}};
+use crate::{
+    agent::{Endpoint, wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, ProbeSpec, Shape, Via, Qtype}},
+    history::{Cause, Event, PlannedProbe},
+    probe::{Kind, catalogue},
+    snapshot,
+    testbed::plan::*,
+};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// How long an attempt may wait for its answer, in milliseconds. An answer that comes ends the wait, and so does a refusal:
+/// only a subject that drops in silence costs this much.
+const ANSWER_MS: u64 = 700;
+/// The longest name of a window's flows.
+const FLOW_ANSWER_MS: u64 = 1000;
+/// A port of the client at which unsolicited packets are received, or not.
+const INBOUND_PORT: u16 = 40053;
+/// Sends of one hammer that may reach the wire: enough to see any opening, few enough to store.
+const HAMMER_BUDGET: u64 = 20_000;
+
+impl Engine {
+    /// The probes of this case.
+    fn kinds(&self, marks: &[u32]) -> Vec<Kind> {
+        let relay_port = self.patch.relay_port.unwrap_or(RELAY_PORT);
+        catalogue(self.user.is_some(), self.guest.is_some(), relay_port, marks)
+    }
+
+    /// Opens, while nothing protects, one flow a kind for each window that may come: a refused TCP connection is over, so
+    /// that each window needs its own.
+    pub(super) async fn open_old_flows(&mut self) -> Result<(), CaseError> {
+        let windows = self.plan.definition.steps.len() + 4;
+        let flows = self.kinds(&[]).into_iter().flat_map(|kind| {
+            (1..=windows).filter_map(move |window| kind.old_flow(window)).collect::<Vec<_>>()
+        });
+        let opening = flows.map(|(socket, protocol, server)| {
+            let name = format!("{}-open-{socket}.{PROBE_ZONE}", tag(self.plan.nonce));
+            self.root.client.open(OpenSpec {
+                socket,
+                protocol,
+                server: Endpoint::from(server),
+                bind: Bind::None,
+                name,
+                timeout_ms: FLOW_ANSWER_MS,
+            })
+        });
+        for opened in futures::future::join_all(opening).await {
+            if let Err(error) = opened {
+                self.recorder.record(Event::Harness { problem: format!("an old flow was not opened: {error}") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes every kind of attempt once, and tries the services that must work in every state.
+    pub(super) async fn probe_window(&mut self) -> Result<(), CaseError> {
+        self.window += 1;
+        let window = self.window;
+        let marks = self.marks().await?;
+        self.recorder.record(Event::Marks { marks: marks.clone() });
+        self.markers.barrier(Cause::ProbesBegin);
+        self.markers.canary(Cause::ProbesBegin);
+        let kinds = self.kinds(&marks);
+        let tag = tag(self.plan.nonce);
+        let planned: Vec<PlannedProbe> = kinds
+            .iter()
+            .map(|kind| PlannedProbe {
+                id: format!("{window}-{}", kind.id),
+                kind: kind.id.clone(),
+                name: format!("{tag}-{window}-{}.{PROBE_ZONE}", kind.id),
+                target: kind.target(),
+            })
+            .collect();
+        self.recorder.record(Event::Planned { probes: planned.clone() });
+        let mut specs: [Vec<ProbeSpec>; 3] = Default::default();
+        let skipped = (self.plan.sabotage == Some(Sabotage::SkippedProbe)).then_some("udp4-public-root");
+        for (kind, planned) in kinds.iter().zip(&planned) {
+            if window > 1 && skipped == Some(kind.id.as_str()) {
+                continue;
+            }
+            specs[kind.who as usize].push(kind.spec(&planned.id, &planned.name, window, ANSWER_MS));
+        }
+        let [root, user, guest] = specs;
+        let agents = [(Some(&self.root), root), (self.user.as_ref(), user), (self.guest.as_ref(), guest)];
+        let attempts = futures::future::join_all(agents.into_iter().filter_map(|(agent, specs)| {
+            let agent = agent?;
+            (!specs.is_empty()).then(|| agent.client.probe(specs))
+        }));
+        let (attempts, services, inbound) = tokio::join!(attempts, self.services(), self.inbound());
+        for probed in attempts {
+            let probed = probed?;
+            for (id, attempt) in probed.attempts {
+                self.recorder.record(Event::Probe { id, attempt });
+            }
+        }
+        for event in services.into_iter().chain(inbound) {
+            self.recorder.record(event);
+        }
+        self.markers.canary(Cause::ProbesEnd);
+        self.markers.barrier(Cause::ProbesEnd);
+        Ok(())
+    }
+
+    /// Packet marks that the client's ruleset or routing rules name: what carries one claims to be the daemon's.
+    async fn marks(&self) -> Result<Vec<u32>, CaseError> {
+        let scope = self.scope.clone();
+        let taken = self
+            .topology
+            .client
+            .run(move || async move { snapshot::take(&scope).await })
+            .await??;
+        let texts = ["nftables", "rules"].map(|topic| taken.topics.get(topic).map_or("", String::as_str));
+        Ok(marks_in(&texts.concat()))
+    }
+
+    /// Loopback, neighbours and DHCP must work in blocking states too (FWL-11).
+    async fn services(&self) -> Vec<Event> {
+        let agent = &self.root.client;
+        let event = |service: &str, works: bool, detail: String| Event::Service { service: service.into(), works, detail };
+        let failed = |service: &str, error: &dyn std::fmt::Display| Event::Harness {
+            problem: format!("the service {service} was not tried: {error}"),
+        };
+        let neighbour = async |service: &'static str, address: IpAddr| match agent.neighbour(address, UPLINK).await {
+            Ok(result) => event(service, result.ok, result.detail),
+            Err(error) => failed(service, &error),
+        };
+        let lease = async |service: &'static str, version| {
+            match agent.dhcp(UPLINK, version, Duration::from_millis(ANSWER_MS)).await {
+                Ok(result) => event(service, result.offered.is_some(), result.detail),
+                Err(error) => failed(service, &error),
+            }
+        };
+        let loopback = async {
+            match agent.loopback().await {
+                Ok(result) => event("loopback", result.ok, result.detail),
+                Err(error) => failed("loopback", &error),
+            }
+        };
+        let results = tokio::join!(
+            loopback,
+            neighbour("neighbour4", LAN_V4.into()),
+            neighbour("neighbour6", LAN_LINK_LOCAL.into()),
+            lease("dhcp4", DhcpVersion::V4),
+            lease("dhcp6", DhcpVersion::V6),
+        );
+        vec![results.0, results.1, results.2, results.3, results.4]
+    }
+
+    /// Unsolicited packets from the LAN: to the tunnel's address (FWL-15), and from port 53 (FWL-7). The same packet to the
+    /// uplink's address from another port is the control.
+    async fn inbound(&self) -> Vec<Event> {
+        let window = self.window;
+        let listening = self
+            .root
+            .client
+            .listen(ListenSpec {
+                id: format!("inbound-{window}"),
+                protocol: ListenProtocol::Udp,
+                address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+                port: INBOUND_PORT,
+            })
+            .await;
+        let mut listening = match listening {
+            Ok(listening) => listening,
+            Err(error) => return vec![Event::Harness { problem: format!("unsolicited packets were not tried: {error}") }],
+        };
+        let cases = [
+            ("tunnel-address", SocketAddr::new(LAN_V4.into(), 4053), IpAddr::from(TUNNEL_V4), false),
+            ("from-port-53", SocketAddr::new(LAN_V4.into(), 53), IpAddr::from(CLIENT_V4), false),
+            ("control", SocketAddr::new(LAN_V4.into(), 4054), IpAddr::from(CLIENT_V4), true),
+        ];
+        let specs = cases
+            .iter()
+            .map(|(id, source, to, _)| ProbeSpec {
+                id: format!("inbound-{window}-{id}"),
+                name: format!("{}-in-{window}-{id}.{PROBE_ZONE}", tag(self.plan.nonce)),
+                qtype: Qtype::A,
+                via: Via::PacketSocket {
+                    interface: crate::testbed::Topology::UPLINK.far.into(),
+                    destination_mac: Some(crate::agent::MacAddress(CLIENT_MAC)),
+                    source: *source,
+                    destination: SocketAddr::new(*to, INBOUND_PORT),
+                    shape: Shape::Plain,
+                },
+                timeout_ms: 100,
+                as_uid: None,
+                as_gid: None,
+            })
+            .collect();
+        if let Err(error) = self.lan.client.probe(specs).await {
+            return vec![Event::Harness { problem: format!("unsolicited packets were not sent: {error}") }];
+        }
+        let _ = self.root.client.unlisten(&format!("inbound-{window}")).await;
+        let mut from = BTreeSet::new();
+        while let Some(received) = listening.received.recv().await {
+            from.extend(received.from.map(|address| (address.port(), received.to.map(|to| to.ip()))));
+        }
+        cases
+            .iter()
+            .map(|(id, source, to, control)| Event::Inbound {
+                id: (*id).into(),
+                to: to.to_string(),
+                received: from.contains(&(source.port(), Some(*to))),
+                control: *control,
+            })
+            .collect()
+    }
+
+    /// Starts a hammer for the step that begins.
+    pub(super) async fn start_hammer(&self, index: usize) -> Result<String, CaseError> {
+        let id = format!("step-{index}");
+        let prefix = format!("{}-h{index}-", tag(self.plan.nonce));
+        self.recorder.record(Event::HammerPlanned { id: id.clone(), prefix: prefix.clone() });
+        let target = |address: IpAddr| Endpoint::from(SocketAddr::new(address, 53));
+        self.root
+            .client
+            .hammer_start(HammerSpec {
+                id: id.clone(),
+                targets: vec![target(SINK_V4.into()), target(SINK_V6.into()), target(LAN_SINK_V4.into())],
+                name_prefix: prefix,
+                zone: PROBE_ZONE.into(),
+                interface: None,
+                max_sent: HAMMER_BUDGET,
+            })
+            .await?;
+        Ok(id)
+    }
+
+    /// Stops it, and writes down what it did.
+    pub(super) async fn stop_hammer(&self, id: String) -> Result<(), CaseError> {
+        let report = self.root.client.hammer_stop(&id).await?;
+        self.recorder.record(Event::Hammer { id, report });
+        Ok(())
+    }
+}
+
+/// Numbers behind `mark` in a ruleset's text, zero excepted.
+fn marks_in(text: &str) -> Vec<u32> {
+    let mut marks = BTreeSet::new();
+    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || matches!(c, ',' | '{' | '}' | ';')).filter(|word| !word.is_empty()).collect();
+    for (at, word) in words.iter().enumerate() {
+        if !matches!(*word, "mark" | "fwmark") {
+            continue;
+        }
+        for value in words[at + 1..].iter().take(3) {
+            let parsed = match value.split('/').next().unwrap_or(value).strip_prefix("0x") {
+                Some(hex) => u32::from_str_radix(hex, 16).ok(),
+                None => value.parse().ok(),
+            };
+            if let Some(mark) = parsed.filter(|mark| *mark != 0) {
+                marks.insert(mark);
+                break;
+            }
+        }
+    }
+    marks.into_iter().take(8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::marks_in;
+
+    #[test]
+    fn marks_are_found_in_rules_and_routing_rules() {
+        assert_eq!(marks_in("meta mark 0x6d76 udp dport 51820 accept"), [0x6d76]);
+        assert_eq!(marks_in("meta mark != 0x1 drop\nmeta mark == 7 accept"), [1, 7]);
+        assert_eq!(marks_in("100: from all not fwmark 0xca6c/0xffffffff lookup 51820"), [0xca6c]);
+        assert!(marks_in("meta mark 0 accept").is_empty());
+    }
+}

@@ -1,0 +1,101 @@
+//! The judge: a pure function of a case's folder. It gives the same verdict wherever and whenever it runs.
+//!
+//! Absence of evidence is never a pass: a `PASS` needs all five conditions of [`Accounting`], and no finding. The policy is
+//! written from the requirements and shares no code with any firewall.
+
+mod evidence;
+mod explain;
+mod expected;
+mod order;
+mod policy;
+mod recording;
+mod restore;
+mod timeline;
+mod verdict;
+mod wire;
+
+pub use policy::{Approved, approved};
+pub use recording::{JudgeError, Recording};
+pub use verdict::{Accounting, CaseVerdict, Condition, Evidence, Finding, RequirementVerdict, SubjectName, Verdict};
+
+use crate::{capture, history::Event, spec::Level};
+use std::{collections::BTreeMap, io, path::Path};
+use watertight_protocol::Capability;
+
+/// How strictly is judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `should` requirements count like `must`.
+    pub strict: bool,
+}
+
+/// Judges the case in `folder`.
+pub fn judge_folder(folder: &Path, options: &Options) -> Result<CaseVerdict, JudgeError> {
+    Ok(judge(&Recording::read(folder)?, options))
+}
+
+/// Judges a recording.
+pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
+    let mut verdict = CaseVerdict::new(recording);
+    if let Some(missing) = missing_capabilities(recording) {
+        verdict.unsupported(missing);
+    }
+    let timeline = timeline::Timeline::of(recording);
+    let mut findings = Vec::new();
+    findings.extend(wire::findings(recording, &timeline));
+    findings.extend(order::findings(recording, &timeline));
+    findings.extend(restore::findings(recording));
+    let accounting = evidence::account(recording, &timeline);
+    // What was not seen is only known where the evidence is complete.
+    let (expected, notes) = expected::findings(recording, &timeline);
+    if accounting.complete() {
+        findings.extend(expected);
+    }
+    verdict.notes.extend(notes);
+    verdict.conclude(recording, findings, accounting, options);
+    verdict
+}
+
+/// Capabilities that the scenario needs and the subject does not claim.
+fn missing_capabilities(recording: &Recording) -> Option<String> {
+    let has = recording.records.iter().find_map(|record| match &record.event {
+        Event::Initialized { capabilities, .. } => Some(capabilities),
+        _ => None,
+    })?;
+    let missing: Vec<String> = recording
+        .header
+        .definition
+        .needs
+        .iter()
+        .map(Capability::to_string)
+        .filter(|need| !has.contains(need))
+        .collect();
+    (!missing.is_empty()).then(|| format!("the subject does not claim {}", missing.join(", ")))
+}
+
+/// Writes `verdict.json` into the case's folder.
+pub fn write_verdict(folder: &Path, verdict: &CaseVerdict) -> io::Result<()> {
+    let mut text = serde_json::to_string_pretty(verdict).map_err(io::Error::from)?;
+    text.push('\n');
+    std::fs::write(folder.join("verdict.json"), text)
+}
+
+/// Puts each finding's text on its frame, so that Wireshark shows it.
+pub fn annotate_captures(folder: &Path, verdict: &CaseVerdict) -> Result<(), capture::Error> {
+    let mut comments: BTreeMap<&str, BTreeMap<u64, String>> = BTreeMap::new();
+    for finding in &verdict.findings {
+        if let Some(evidence) = &finding.evidence {
+            let text = format!("{} {}: {}", finding.verdict, finding.requirement, finding.summary);
+            comments.entry(&evidence.link).or_default().entry(evidence.frame).or_insert(text);
+        }
+    }
+    for (link, comments) in comments {
+        capture::annotate(folder.join(format!("{link}.pcapng")), &comments)?;
+    }
+    Ok(())
+}
+
+/// Whether a requirement's violation counts.
+fn counts(requirement: &str, options: &Options) -> bool {
+    options.strict || crate::spec::requirement(requirement).is_none_or(|requirement| requirement.level == Level::Must)
+}

@@ -1,0 +1,399 @@
+//! The five conditions of a `PASS`. Each is figures first; a condition without figures would hold by itself.
+
+use super::{
+    explain::{Rule, on_uplink},
+    recording::Recording,
+    timeline::{Life, Timeline},
+    verdict::{Accounting, Condition},
+};
+use crate::{
+    agent::wire::Outcome,
+    history::{Event, MarkerKind},
+    probe,
+    scenario::Step,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+};
+
+/// How far the two clocks may drift apart within a case before it counts as a step, in nanoseconds.
+const CLOCK_STEP: u64 = 20_000_000;
+
+/// The account of a recording.
+pub fn account(recording: &Recording, timeline: &Timeline) -> Accounting {
+    let conditions = vec![
+        positive_control(recording),
+        liveness(recording),
+        accounting(recording),
+        stimulus(recording, timeline),
+        agreement(recording),
+        harness(recording),
+    ];
+    let links = recording
+        .records
+        .iter()
+        .filter_map(|record| match &record.event {
+            Event::Capture(account) => Some(account.into()),
+            _ => None,
+        })
+        .collect();
+    Accounting { conditions, links }
+}
+
+fn condition(name: &str, problems: Vec<String>, figures: String) -> Condition {
+    let holds = problems.is_empty();
+    let shown = problems.len().min(4);
+    let more = if problems.len() > shown { format!(" (and {} more)", problems.len() - shown) } else { String::new() };
+    let figures = if holds { figures } else { format!("{}{more} [{figures}]", problems[..shown].join("; ")) };
+    Condition { name: name.into(), holds, figures }
+}
+
+/// Windows with their planned probes and attempts: number, kind of each probe by id, attempts by id.
+struct Window<'a> {
+    number: usize,
+    at: usize,
+    kinds: BTreeMap<&'a str, &'a str>,
+    names: HashMap<&'a str, &'a str>,
+    tried: BTreeSet<&'a str>,
+    not_possible: Vec<String>,
+}
+
+fn windows(recording: &Recording) -> Vec<Window<'_>> {
+    let mut windows: Vec<Window<'_>> = Vec::new();
+    for (at, record) in recording.records.iter().enumerate() {
+        match &record.event {
+            Event::Planned { probes } => windows.push(Window {
+                number: windows.len() + 1,
+                at,
+                kinds: probes.iter().map(|probe| (probe.id.as_str(), probe.kind.as_str())).collect(),
+                names: probes.iter().map(|probe| (probe.name.as_str(), probe.kind.as_str())).collect(),
+                tried: BTreeSet::new(),
+                not_possible: Vec::new(),
+            }),
+            Event::Probe { id, attempt } => {
+                if let Some(window) = windows.last_mut() {
+                    if attempt.tried {
+                        window.tried.insert(id);
+                    } else if let Outcome::NotPossible { reason } = &attempt.outcome {
+                        window.not_possible.push(format!("{id}: {reason}"));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    windows
+}
+
+/// Each kind of probe was seen to leave when nothing protected.
+fn positive_control(recording: &Recording) -> Condition {
+    let name = "positive control";
+    let windows = windows(recording);
+    let Some(baseline) = windows.first() else {
+        return condition(name, vec!["there was no baseline: no probe was made before the subject started".into()], "0 kinds".into());
+    };
+    let empty = Vec::new();
+    let frames = recording.links.get("uplink").map_or(&empty, |link| &link.frames);
+    let seen: BTreeSet<&str> = frames
+        .iter()
+        .flat_map(|frame| frame.decoded.dns.iter().flat_map(|dns| dns.questions.iter()))
+        .filter_map(|(name, _)| baseline.names.get(name.as_str()).copied())
+        .collect();
+    // Connections that carry no readable DNS are told by their socket.
+    let mut ports: HashMap<u16, &str> = HashMap::new();
+    for record in &recording.records {
+        if let Event::Probe { id, attempt } = &record.event
+            && let (Some(kind), Some(local)) = (baseline.kinds.get(id.as_str()), attempt.local)
+        {
+            ports.insert(local.port(), *kind);
+        }
+    }
+    let by_port: BTreeSet<&str> = frames
+        .iter()
+        .filter_map(|frame| frame.decoded.ports())
+        .filter_map(|(from, to)| ports.get(&from).copied().filter(|kind| {
+            // Only where the frame cannot be read as DNS: TLS, and connections that nobody accepts.
+            kind.starts_with("dot") || kind.starts_with("tcp") && to != 0
+        }))
+        .collect();
+    let needed: BTreeSet<String> = windows
+        .iter()
+        .flat_map(|window| window.kinds.values())
+        .map(|kind| control_of(kind))
+        .collect();
+    let system_reads_servers = baseline_has_servers(recording);
+    let missing: Vec<String> = needed
+        .iter()
+        .filter(|kind| !seen.contains(kind.as_str()) && !by_port.contains(kind.as_str()))
+        // With no server in the original file, the system's resolver asks this machine itself.
+        .filter(|kind| system_reads_servers || !kind.starts_with("system-"))
+        .map(|kind| format!("{kind} was not seen to leave before the subject started"))
+        .collect();
+    let figures = format!("{} of {} kinds seen to leave unprotected", needed.len() - missing.len(), needed.len());
+    condition(name, missing, figures)
+}
+
+/// The kind that stands for another in the baseline, by the catalogue's own rule.
+fn control_of(kind: &str) -> String {
+    if !kind.starts_with("mark-") {
+        return kind.to_owned();
+    }
+    let server = if kind.contains("-lan-") { "lan" } else { "public" };
+    let _ = probe::SERVERS;
+    format!("udp4-{server}-root")
+}
+
+fn baseline_has_servers(recording: &Recording) -> bool {
+    use crate::scenario::Original;
+    !matches!(recording.header.axes.original, Original::Empty | Original::Missing | Original::Dangling)
+}
+
+/// Every marker that was sent on a link is in its capture; canaries are around every window.
+fn liveness(recording: &Recording) -> Condition {
+    let mut problems = Vec::new();
+    let (mut sent, mut canaries_around) = (0, 0);
+    for (link, frames) in &recording.links {
+        if let Some(problem) = &frames.problem {
+            problems.push(format!("the capture of {link} cannot be read: {problem}"));
+        }
+    }
+    let mut open_window: Option<(u64, u32)> = None;
+    for record in &recording.records {
+        let Event::Marker { id, marker, cause, links } = &record.event else { continue };
+        for link in links {
+            sent += 1;
+            let frames = recording.links.get(link);
+            let seen = frames.is_some_and(|frames| match marker {
+                MarkerKind::Barrier => frames.barriers.contains_key(id),
+                MarkerKind::Canary => frames.canaries.contains_key(id),
+            });
+            if !seen {
+                problems.push(format!("{marker:?} {id} was sent on {link} and is not in its capture"));
+            }
+        }
+        use crate::history::Cause;
+        match (marker, cause) {
+            (MarkerKind::Barrier, Cause::ProbesBegin) => open_window = Some((*id, 0)),
+            (MarkerKind::Canary, Cause::ProbesBegin | Cause::ProbesEnd) => {
+                if let Some((_, canaries)) = &mut open_window {
+                    *canaries += 1;
+                    canaries_around += 1;
+                }
+            }
+            (MarkerKind::Barrier, Cause::ProbesEnd) => {
+                if let Some((id, canaries)) = open_window.take()
+                    && canaries < 2
+                {
+                    problems.push(format!("the window after barrier {id} has {canaries} canaries instead of 2"));
+                }
+            }
+            _ => {}
+        }
+    }
+    if sent == 0 {
+        problems.push("no marker was sent".into());
+    }
+    if !matches!(recording.records.last().map(|record| &record.event), Some(Event::End)) {
+        problems.push("the history was cut: its last event is missing".into());
+    }
+    for (expected, record) in recording.records.iter().enumerate() {
+        if record.seq != expected as u64 {
+            problems.push(format!("the history has a gap at event {expected}"));
+            break;
+        }
+    }
+    let offsets: Vec<u64> = recording
+        .records
+        .iter()
+        .filter(|record| matches!(record.event, Event::Marker { .. }))
+        .map(|record| record.t.wrapping_sub(record.mono))
+        .collect();
+    if let (Some(least), Some(most)) = (offsets.iter().min(), offsets.iter().max())
+        && most - least > CLOCK_STEP
+    {
+        problems.push(format!("the wall clock was stepped by {} ms during the case", (most - least) / 1_000_000));
+    }
+    condition("liveness", problems, format!("{sent} markers sent on links, {canaries_around} canaries around windows"))
+}
+
+/// Captured + dropped = counted by the interface = counted by nftables, and dropped = 0.
+fn accounting(recording: &Recording) -> Condition {
+    let mut problems = Vec::new();
+    let mut figures = Vec::new();
+    let mut accounted = BTreeSet::new();
+    for record in &recording.records {
+        let Event::Capture(account) = &record.event else { continue };
+        accounted.insert(account.link.as_str());
+        let in_file = recording.links.get(&account.link).map_or(0, |link| link.frames.len() as u64);
+        figures.push(format!(
+            "{}: {} in the file, {} captured, {} dropped, {} on the interface, {} counted by nftables",
+            account.link, in_file, account.captured, account.dropped, account.interface, account.counter
+        ));
+        if account.dropped != 0 {
+            problems.push(format!("{}: the kernel dropped {} frames", account.link, account.dropped));
+        }
+        if account.captured + account.dropped != account.interface {
+            problems.push(format!(
+                "{}: {} captured and {} dropped are not the interface's {}",
+                account.link, account.captured, account.dropped, account.interface
+            ));
+        }
+        if account.captured != in_file {
+            problems.push(format!("{}: {} captured, {in_file} in the file", account.link, account.captured));
+        }
+    }
+    for link in recording.links.keys().filter(|link| !accounted.contains(link.as_str())) {
+        problems.push(format!("{link}: its capture gave no account"));
+    }
+    condition("accounting", problems, figures.join("; "))
+}
+
+/// Every planned probe was really tried; every state that was held was probed; every transition was hammered.
+fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
+    let mut problems = Vec::new();
+    let windows = windows(recording);
+    let (mut planned, mut tried) = (0, 0);
+    let expected: BTreeSet<&str> = windows.first().map(|first| first.kinds.values().copied().collect()).unwrap_or_default();
+    for window in &windows {
+        planned += window.kinds.len();
+        tried += window.tried.len();
+        let kinds: BTreeSet<&str> = window.kinds.values().copied().collect();
+        for kind in expected.difference(&kinds) {
+            problems.push(format!("{kind} was not planned in window {}", window.number));
+        }
+        let interval = timeline.at_record(window.at);
+        for (id, kind) in &window.kinds {
+            // A connection from before can be over by its own means; that it could not be used is no stimulus, and none is needed.
+            let over = kind.starts_with("old-tcp") && interval.life != Life::Before;
+            if !window.tried.contains(id) && !over {
+                let why = window.not_possible.iter().find(|text| text.starts_with(*id)).cloned();
+                problems.push(why.unwrap_or_else(|| format!("{id} was not tried")));
+            }
+        }
+    }
+    if expected.is_empty() {
+        problems.push("no probes were planned".into());
+    }
+    let (mut hammers, mut reports) = (0, 0);
+    for record in &recording.records {
+        match &record.event {
+            Event::HammerPlanned { .. } => hammers += 1,
+            Event::Hammer { id, report } => {
+                reports += 1;
+                if report.attempts == 0 {
+                    problems.push(format!("the hammer of {id} made no attempt"));
+                }
+            }
+            _ => {}
+        }
+    }
+    if hammers != reports {
+        problems.push(format!("{hammers} hammers were planned and {reports} told what they did"));
+    }
+    let probed_steps = timeline.intervals.iter().filter(|interval| interval.window.is_some()).count();
+    let wanted = recording
+        .records
+        .iter()
+        .filter(|record| matches!(&record.event, Event::Step { step, .. } if !matches!(step, Step::Send(_) | Step::Expect(_) | Step::Relay(_))))
+        .count();
+    if windows.len() < wanted + 1 {
+        problems.push(format!("{} windows were probed, {} steps needed one", windows.len(), wanted + 1));
+    }
+    condition("stimulus", problems, format!("{tried} of {planned} probes tried in {} windows ({probed_steps} intervals), {reports} hammers", windows.len()))
+}
+
+/// Wire, counter and far logs tell the same story.
+fn agreement(recording: &Recording) -> Condition {
+    let mut problems = Vec::new();
+    for record in &recording.records {
+        match &record.event {
+            Event::Capture(account) if account.counter != account.captured + account.dropped => problems.push(format!(
+                "{}: the nftables counter saw {} frames, the capture {}",
+                account.link,
+                account.counter,
+                account.captured + account.dropped
+            )),
+            Event::Capture(account) => {
+                if let Some(sent) = account.sent
+                    && sent != account.interface
+                {
+                    problems.push(format!(
+                        "{}: the near end sent {sent} frames, the far end received {}",
+                        account.link, account.interface
+                    ));
+                }
+            }
+            Event::QueriesEnd { counted, written } if counted != written => {
+                problems.push(format!("the far resolvers counted {counted} queries and {written} are in the log"));
+            }
+            _ => {}
+        }
+    }
+    let tag = format!("{}-", recording.header.tag);
+    let is_ours = |name: &str| name.starts_with(&tag);
+    // What a resolver received over UDP and TCP must be on the wire, and the reverse.
+    let mut on_wire: BTreeSet<(&str, String)> = BTreeSet::new();
+    for link in recording.links.values() {
+        for frame in &link.frames {
+            let (Some(dns), Some(ip)) = (&frame.decoded.dns, &frame.decoded.ip) else { continue };
+            if dns.is_response {
+                continue;
+            }
+            for (name, _) in dns.questions.iter().filter(|(name, _)| is_ours(name)) {
+                on_wire.insert((name.as_str(), ip.dst.to_string()));
+            }
+        }
+    }
+    let mut logged: BTreeSet<(&str, String)> = BTreeSet::new();
+    for record in &recording.records {
+        if let Event::Query { name, transport, local, .. } = &record.event
+            && is_ours(name)
+        {
+            let address = local.parse::<SocketAddr>().map_or_else(|_| local.clone(), |local| local.ip().to_string());
+            if transport != "tls" && !on_wire.contains(&(name.as_str(), address.clone())) {
+                problems.push(format!("a far resolver received {name} at {address}, and no capture has it"));
+            }
+            logged.insert((name, address));
+        }
+    }
+    // The sinks swallow everything, and nobody listens for datagrams at the API.
+    let silent: BTreeSet<String> = {
+        use crate::testbed::plan::{API, LAN_SINK_V4, SINK_V4, SINK_V6};
+        [SINK_V4.to_string(), SINK_V6.to_string(), LAN_SINK_V4.to_string(), API.ip().to_string()].into()
+    };
+    let mut compared = 0;
+    for (name, address) in &on_wire {
+        if silent.contains(address) {
+            continue;
+        }
+        compared += 1;
+        if !logged.contains(&(*name, address.clone())) {
+            problems.push(format!("{name} went to {address} on the wire and is in no far log"));
+        }
+    }
+    if logged.is_empty() {
+        problems.push("the far resolvers' logs are empty".into());
+    }
+    condition("agreement", problems, format!("{} queries in the far logs, {compared} on the wire to them", logged.len()))
+}
+
+/// The harness itself had no trouble.
+fn harness(recording: &Recording) -> Condition {
+    let problems: Vec<String> = recording
+        .records
+        .iter()
+        .filter_map(|record| match &record.event {
+            Event::Harness { problem } => Some(problem.clone()),
+            _ => None,
+        })
+        .chain(recording.snapshots.iter().filter_map(|(name, snapshot)| {
+            snapshot.as_ref().err().map(|error| format!("the snapshot {name} cannot be read: {error}"))
+        }))
+        .collect();
+    let markers = recording.markers().count();
+    let explained = recording.links.get("uplink").map_or(0, |link| {
+        link.frames.iter().filter(|frame| on_uplink(frame, &super::policy::Policy::open(), "") == Some(Rule::Marker)).count()
+    });
+    condition("harness", problems, format!("no trouble; {markers} markers sent, {explained} marker frames on the uplink"))
+}

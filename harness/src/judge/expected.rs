@@ -1,0 +1,325 @@
+//! What must work: findings about things that did not happen. They are believed only where the evidence is complete.
+
+use super::{
+    policy::{Mode, Policy, approved},
+    recording::Recording,
+    timeline::{Interval, Life, Timeline},
+    verdict::{Finding, Verdict},
+    wire,
+};
+use crate::{
+    agent::wire::{Attempt, Outcome},
+    history::Event,
+    probe::{self, How, Kind},
+    scenario::{Fault, Step},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+use watertight_protocol::Settings;
+
+/// A refusal that comes later than this after the attempt is no refusal at once (FWL-12), in nanoseconds.
+const AT_ONCE_MS: u64 = 400;
+
+/// Findings, and notes that are no findings.
+pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Vec<String>) {
+    let mut found = Vec::new();
+    let mut notes = Vec::new();
+    if let Some(reason) = &recording.header.no_user {
+        notes.push(reason.clone());
+    }
+    for (rule, count) in wire::listed(recording, timeline) {
+        notes.push(format!("{count} frames permitted and listed: {rule:?}"));
+    }
+    let steps = &recording.header.definition.steps;
+    let marks: BTreeSet<u32> = recording
+        .records
+        .iter()
+        .filter_map(|record| match &record.event {
+            Event::Marks { marks } => Some(marks.iter().copied()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let marks: Vec<u32> = marks.into_iter().collect();
+    let kinds: BTreeMap<String, Kind> = [crate::testbed::plan::RELAY_PORT, 53]
+        .into_iter()
+        .flat_map(|port| probe::catalogue(true, true, port, &marks))
+        .map(|kind| (kind.id.clone(), kind))
+        .collect();
+    let mut planned: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut baseline: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut slow: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    for (at, record) in recording.records.iter().enumerate() {
+        let interval = timeline.at_record(at);
+        match &record.event {
+            Event::Planned { probes } => planned.extend(probes.iter().map(|probe| (probe.id.as_str(), probe.kind.as_str()))),
+            Event::Probe { id, attempt } => {
+                let Some(kind) = planned.get(id.as_str()).copied() else { continue };
+                let answered = matches!(attempt.outcome, Outcome::Answered { .. });
+                if interval.life == Life::Before {
+                    baseline.insert(kind, answered);
+                    continue;
+                }
+                let Some(definition) = kinds.get(kind) else { continue };
+                // A state that changes while it is probed promises nothing in particular.
+                let Some(policy) = the_one_policy(interval, record.t) else { continue };
+                let must = must_answer(interval, policy, definition, &baseline);
+                if let Some((requirement, why)) = &must
+                    && !answered
+                {
+                    found.push(finding(
+                        requirement,
+                        "X06",
+                        if policy.mode == Mode::Connected { Verdict::Failed } else { Verdict::Overblock },
+                        interval.label(steps, record.t),
+                        format!("expected an answer ({why}); {}: {}", definition.target(), words(attempt)),
+                    ));
+                }
+                if must.is_none() && policy.protects() && interval.life == Life::Running && is_slow(attempt) {
+                    let entry = slow.entry(policy.name().into()).or_insert((0, String::new()));
+                    entry.0 += 1;
+                    entry.1 = format!("{}: {}", definition.target(), words(attempt));
+                }
+            }
+            Event::Service { service, works, detail } => {
+                found.extend(service_finding(service, *works, detail, interval, steps, record.t));
+            }
+            Event::Inbound { id, to, received, control } => {
+                found.extend(inbound_finding(id, to, *received, *control, interval, steps, record.t));
+            }
+            Event::TimedOut { what, after_ms, requirement } => {
+                found.push(finding(
+                    requirement,
+                    class_of_requirement(requirement),
+                    Verdict::Failed,
+                    interval.label(steps, record.t),
+                    format!("expected {what} in time; it did not come within {} s", after_ms.div_ceil(1000)),
+                ));
+            }
+            Event::Violation { what } => found.push(finding(
+                "RST-6",
+                "R10",
+                Verdict::Failed,
+                interval.label(steps, record.t),
+                format!("expected the adapter protocol to be kept; the adapter sent {what}"),
+            )),
+            Event::Ended { how, expected: false } => found.push(finding(
+                "TRN-6",
+                "T07",
+                Verdict::Failed,
+                interval.label(steps, record.t),
+                format!("expected the subject to go on; its process ended: {how}"),
+            )),
+            Event::Answer { method, error: Some((code, text)), .. } => {
+                if !is_error_expected(method, *code, interval, steps) {
+                    let requirement = if method == "shutdown" { "RST-5" } else { "RST-6" };
+                    found.push(finding(
+                        requirement,
+                        "R10",
+                        Verdict::Failed,
+                        interval.label(steps, record.t),
+                        format!("expected '{method}' to succeed; the adapter answered {code}: {text}"),
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    for (mode, (count, example)) in slow {
+        found.push(Finding {
+            count,
+            ..finding(
+                "FWL-12",
+                "X06",
+                Verdict::Failed,
+                mode,
+                format!("expected blocked DNS to be refused at once; {count} attempts were left waiting, for example {example}"),
+            )
+        });
+    }
+    (merge(found), notes)
+}
+
+fn finding(requirement: &str, class: &str, verdict: Verdict, window: String, summary: String) -> Finding {
+    Finding {
+        requirement: requirement.into(),
+        class: class.into(),
+        verdict,
+        window,
+        summary,
+        count: 1,
+        evidence: None,
+        detail: None,
+    }
+}
+
+/// One finding for each requirement, class and window; the others are counted.
+fn merge(found: Vec<Finding>) -> Vec<Finding> {
+    let mut merged: Vec<Finding> = Vec::new();
+    for finding in found {
+        match merged.iter_mut().find(|known| {
+            (&known.requirement, &known.class, known.verdict, &known.window)
+                == (&finding.requirement, &finding.class, finding.verdict, &finding.window)
+        }) {
+            Some(known) => known.count += finding.count,
+            None => merged.push(finding),
+        }
+    }
+    merged
+}
+
+/// The policy, if only one can hold at this time and the subject is there to keep it.
+fn the_one_policy(interval: &Interval, t: u64) -> Option<&Policy> {
+    let mut policies = interval.policies_at(t);
+    policies.dedup();
+    match policies.as_slice() {
+        [policy] => Some(policy),
+        _ => None,
+    }
+}
+
+/// Whether a probe must be answered, by which requirement, and why.
+fn must_answer(
+    interval: &Interval,
+    policy: &Policy,
+    kind: &Kind,
+    baseline: &BTreeMap<&str, bool>,
+) -> Option<(&'static str, String)> {
+    let dead = matches!(interval.life, Life::Dead | Life::Frozen);
+    match policy.mode {
+        // Old flows are not opened again.
+        Mode::Open => {
+            let was = baseline.get(kind.id.as_str()).copied().unwrap_or(false);
+            let steady = !matches!(kind.how, How::OldTcp(_) | How::OldUdp(_));
+            (was && steady).then(|| ("FWL-1", "it was answered before the subject started".to_owned()))
+        }
+        Mode::Connected if !dead && !interval.tunnel_removed => {
+            let settings = policy.settings.as_ref()?;
+            let approved = approved(settings);
+            let requirement = policy.requirement();
+            match &kind.how {
+                How::System if kind.who != probe::Who::Guest => {
+                    Some(("DNS-7", "connected, the system resolver works through the approved servers".into()))
+                }
+                How::Udp(server, probe::Binding::Free) | How::Tcp(server, probe::Binding::Free)
+                    if kind.who != probe::Who::Guest && server.port() == 53 =>
+                {
+                    let via = is_approved(&approved, server.ip(), settings)?;
+                    Some((requirement, format!("connected, {} is an approved {via} server", server.ip())))
+                }
+                How::LinkLocal => {
+                    let address = IpAddr::from(crate::testbed::plan::LAN_LINK_LOCAL);
+                    let via = is_approved(&approved, address, settings)?;
+                    Some((requirement, format!("connected, {address} is an approved {via} server")))
+                }
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+fn is_approved(approved: &super::policy::Approved, address: IpAddr, _settings: &Settings) -> Option<&'static str> {
+    if approved.tunnel.contains(&address) {
+        Some("tunnel")
+    } else if approved.lan.iter().any(|server| server.address == address) {
+        Some("LAN")
+    } else {
+        None
+    }
+}
+
+fn is_slow(attempt: &Attempt) -> bool {
+    matches!(attempt.outcome, Outcome::NoAnswer { waited_ms, .. } if waited_ms >= AT_ONCE_MS)
+}
+
+fn words(attempt: &Attempt) -> String {
+    match &attempt.outcome {
+        Outcome::Answered { .. } => "answered".into(),
+        Outcome::NoAnswer { waited_ms, stage } => format!("nothing came within {waited_ms} ms ({stage:?})"),
+        Outcome::SendFailed { name, text, .. } => format!("{name}: {text}"),
+        Outcome::Refused(refusal) => format!("refused, {}: {}", refusal.how, refusal.text),
+        Outcome::ResolverError { code, text } => format!("{code}: {text}"),
+        Outcome::NotPossible { reason } => format!("not possible: {reason}"),
+    }
+}
+
+fn service_finding(
+    service: &str,
+    works: bool,
+    detail: &str,
+    interval: &Interval,
+    steps: &[Step],
+    t: u64,
+) -> Option<Finding> {
+    if works {
+        return None;
+    }
+    let (requirement, what) = match service {
+        "error-answer" => {
+            let text = format!("expected the call to fail with words that help; {detail}");
+            return Some(finding("SEL-2", "X06", Verdict::Failed, interval.label(steps, t), text));
+        }
+        "api" => ("FWL-8", "the API endpoint"),
+        "loopback" => ("FWL-11", "loopback"),
+        "neighbour4" => ("FWL-11", "ARP"),
+        "neighbour6" => ("FWL-11", "neighbour discovery"),
+        "dhcp4" => ("FWL-11", "DHCPv4"),
+        _ => ("FWL-11", "DHCPv6"),
+    };
+    let text = format!("expected {what} to work in every state; {detail}");
+    Some(finding(requirement, "X06", Verdict::Overblock, interval.label(steps, t), text))
+}
+
+fn inbound_finding(
+    id: &str,
+    to: &str,
+    received: bool,
+    control: bool,
+    interval: &Interval,
+    steps: &[Step],
+    t: u64,
+) -> Option<Finding> {
+    if control || !received || interval.life != Life::Running {
+        return None;
+    }
+    let policy = the_one_policy(interval, t)?;
+    if policy.mode != Mode::Connected {
+        return None;
+    }
+    let text = format!("expected a packet to {to} that arrives unasked on the uplink to be dropped; a socket received it");
+    match id {
+        "tunnel-address" => Some(finding("FWL-15", "F03", Verdict::Leak, interval.label(steps, t), text)),
+        "from-port-53" if !policy.approved().lan.is_empty() && !policy.allows_lan() => {
+            Some(finding("FWL-7", "F05", Verdict::Leak, interval.label(steps, t), text))
+        }
+        _ => None,
+    }
+}
+
+/// Whether an error answer is what the scenario is about.
+fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step]) -> bool {
+    // Unknown methods are how a subject says that it cannot.
+    if code == watertight_protocol::code::METHOD_NOT_FOUND {
+        return true;
+    }
+    let index = interval.step.unwrap_or(usize::MAX);
+    let wants_error = |step: &Step| {
+        matches!(step, Step::Connect(watertight_protocol::State::Error) | Step::Expect(crate::scenario::Expected::Error))
+    };
+    let here = steps.get(index).is_some_and(wants_error) || steps.get(index + 1).is_some_and(wants_error);
+    let killed = matches!(steps.get(index), Some(Step::Fault(Fault::Kill)));
+    // A call that another one overtook may say so.
+    let overtaken = method == "connect" && steps.iter().any(|step| matches!(step, Step::Send(_)));
+    here || killed || overtaken || matches!(interval.life, Life::Dead | Life::Stopped) || method == "state"
+}
+
+fn class_of_requirement(requirement: &str) -> &'static str {
+    match requirement {
+        "STA-5" => "P01",
+        "TRN-3" | "RST-5" => "X02",
+        _ => "X06",
+    }
+}

@@ -1,0 +1,387 @@
+//! Findings about order: what had to be in force before what, and which versions of the resolver file may not exist.
+
+use super::{
+    explain::on_uplink,
+    policy::{Policy, approved},
+    recording::Recording,
+    timeline::{Life, Timeline},
+    verdict::{Evidence, Finding, Verdict},
+};
+use crate::{
+    history::{Cause, Event, MarkerKind, Record},
+    scenario::{Step, Tamper},
+    watch::nameservers,
+};
+use std::net::IpAddr;
+use watertight_protocol::{Settings, State};
+
+/// A file's change is stamped by a clock that may be this much behind, in nanoseconds: one tick at 100 Hz.
+const TICK: u64 = 10_000_000;
+/// External changes are corrected within this time (STA-5), in nanoseconds.
+const CORRECTION: u64 = 1_000_000_000;
+
+/// One thing the history tells of the resolver file.
+struct FileVersion<'a> {
+    at: usize,
+    record: &'a Record,
+    cause: &'a str,
+    by_harness: bool,
+    hash: &'a str,
+    content: &'a str,
+    changed: Option<u64>,
+}
+
+/// All findings about order.
+pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let versions = versions(recording);
+    let mut found = Vec::new();
+    found.extend(opened_before_restored(recording, timeline, &versions));
+    found.extend(changed_before_blocked(recording, timeline));
+    found.extend(reported_before_set(recording, timeline, &versions));
+    found.extend(written_in_place(recording, timeline, &versions));
+    found.extend(original_between(recording, timeline, &versions));
+    found.extend(corrected_late(recording, timeline, &versions));
+    found
+}
+
+fn versions(recording: &Recording) -> Vec<FileVersion<'_>> {
+    recording
+        .records
+        .iter()
+        .enumerate()
+        .filter_map(|(at, record)| match &record.event {
+            Event::File { cause, by_harness, hash, content, changed, .. } => Some(FileVersion {
+                at,
+                record,
+                cause,
+                by_harness: *by_harness,
+                hash,
+                content,
+                changed: *changed,
+            }),
+            _ => None,
+        })
+        .collect()
+}
+
+fn finding(requirement: &str, class: &str, verdict: Verdict, window: String, summary: String) -> Finding {
+    Finding { requirement: requirement.into(), class: class.into(), verdict, window, summary, count: 1, evidence: None, detail: None }
+}
+
+/// Barriers that mark reported states: place in the history, id, state.
+fn states(recording: &Recording) -> Vec<(usize, u64, State)> {
+    recording
+        .records
+        .iter()
+        .enumerate()
+        .filter_map(|(at, record)| match &record.event {
+            Event::Marker { id, marker: MarkerKind::Barrier, cause: Cause::State { state }, .. } => Some((at, *id, *state)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The servers that the subject's resolver file may name.
+fn approved_names(settings: &Settings) -> Vec<String> {
+    let approved = approved(settings);
+    let mut names: Vec<String> = approved.tunnel.iter().map(IpAddr::to_string).collect();
+    names.extend(approved.lan.iter().map(ToString::to_string));
+    names
+}
+
+/// Whether a version names approved servers and no other.
+pub fn is_approved(content: &str, settings: &Settings) -> bool {
+    let names = approved_names(settings);
+    let servers = nameservers(content);
+    let same = |a: &str, b: &str| {
+        a == b || matches!((a.parse::<IpAddr>(), b.parse::<IpAddr>()), (Ok(a), Ok(b)) if a == b)
+    };
+    !servers.is_empty() && servers.iter().all(|server| names.iter().any(|name| same(name, server)))
+}
+
+fn settings_at(recording: &Recording, at: usize) -> Option<&Settings> {
+    recording.records[..at].iter().rev().find_map(|record| match &record.event {
+        Event::Settings(settings) => Some(settings),
+        _ => None,
+    })
+}
+
+/// FWL-9 and TRN-3: nothing may leave while the resolver file is not the original again.
+fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let Some(uplink) = recording.links.get("uplink") else { return Vec::new() };
+    let ends = states(recording)
+        .into_iter()
+        .filter(|(_, _, state)| *state == State::Disconnected)
+        .map(|(at, id, _)| (at, id))
+        .chain(recording.records.iter().enumerate().filter_map(|(at, record)| match &record.event {
+            Event::Marker { id, marker: MarkerKind::Barrier, cause: Cause::Ended, .. } => Some((at, *id)),
+            _ => None,
+        }));
+    let mut found: Vec<Finding> = Vec::new();
+    for (at, id) in ends {
+        let interval = timeline.intervals.iter().find(|interval| interval.records.end == at);
+        let Some(interval) = interval.filter(|interval| interval.life == Life::Running) else { continue };
+        let Some(settings) = settings_at(recording, at).filter(|settings| !settings.lockdown) else { continue };
+        // From the last version that names this session's servers to the one that is not approved any more.
+        let since = recording.records[..at]
+            .iter()
+            .rposition(|record| matches!(record.event, Event::State { state: State::Connecting }))
+            .unwrap_or(0);
+        let until = recording.records[at..]
+            .iter()
+            .position(|record| matches!(record.event, Event::Step { .. } | Event::Settings(_)))
+            .map_or(recording.records.len(), |offset| at + offset);
+        let mine = |version: &&FileVersion<'_>| (since..until).contains(&version.at) && !version.by_harness;
+        let Some(last_own) = versions.iter().filter(mine).rfind(|version| is_approved(version.content, settings)) else {
+            continue;
+        };
+        let restored = versions
+            .iter()
+            .find(|version| version.at > last_own.at && version.at < until && !is_approved(version.content, settings));
+        let Some(restored) = restored else { continue };
+        let Some(restored_at) = restored.changed.or(Some(restored.record.t)) else { continue };
+        let blocking = Policy::of(State::Disconnecting, Some(settings));
+        let first = timeline
+            .intervals
+            .iter()
+            .rev()
+            .skip_while(|other| other.barrier != interval.barrier)
+            .find(|other| matches!(other.state, Some(State::Connected | State::Connecting | State::Error)) && !other.in_step)
+            .map_or(interval.barrier, |other| other.barrier);
+        let leaked = uplink.frames.iter().find(|frame| {
+            frame.after_barrier > first
+                && frame.after_barrier <= id
+                && frame.t < restored_at
+                && frame.t > last_own.record.t
+                && on_uplink(frame, &blocking, &recording.header.tag).is_none()
+        });
+        if let Some(frame) = leaked {
+            found.push(Finding {
+                evidence: Some(Evidence { link: "uplink".into(), frame: frame.sequence }),
+                ..finding(
+                    "FWL-9",
+                    "T10",
+                    Verdict::Leak,
+                    interval.label(steps, frame.t),
+                    format!(
+                        "expected everything blocked until the original resolver configuration is back; {} left {:.1} ms before that",
+                        frame.decoded.summary(&frame.bytes),
+                        (restored_at - frame.t) as f64 / 1e6
+                    ),
+                )
+            });
+            continue;
+        }
+        // Without a packet in the gap: the generation that opened was read together with a file that was still the subject's.
+        let last_generation = recording.records[interval.records.clone()].iter().rev().find_map(|record| match &record.event {
+            Event::Generation { id, resolver: Some(resolver), .. } => Some((*id, resolver.as_str(), record.t)),
+            _ => None,
+        });
+        if let Some((generation, resolver, t)) = last_generation
+            && resolver == last_own.hash
+            && t < restored_at
+        {
+            found.push(finding(
+                "TRN-3",
+                "T10",
+                Verdict::Failed,
+                interval.label(steps, t),
+                format!("expected DNS to be restored before the firewall opens; nftables generation {generation} came {:.1} ms before", (restored_at - t) as f64 / 1e6),
+            ));
+        }
+    }
+    found
+}
+
+/// TRN-2: on connect, the firewall blocks before anything else changes.
+fn changed_before_blocked(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let Some(uplink) = recording.links.get("uplink") else { return Vec::new() };
+    let mut found = Vec::new();
+    for interval in &timeline.intervals {
+        let connecting = interval.in_step
+            && interval.state == Some(State::Disconnected)
+            && interval.step.and_then(|index| steps.get(index)).is_some_and(|step| matches!(step, Step::Connect(_)));
+        if !connecting {
+            continue;
+        }
+        let Some(settings) = settings_at(recording, interval.records.end) else { continue };
+        let changed = recording.records[interval.records.clone()].iter().find_map(|record| match &record.event {
+            Event::File { by_harness: false, path, .. } => Some((record.t, format!("{} changed", path.display()))),
+            Event::Network { change } => Some((record.t, change.chars().take(60).collect())),
+            _ => None,
+        });
+        let Some((t, what)) = changed else { continue };
+        let blocking = Policy::of(State::Connecting, Some(settings));
+        let leaked = uplink.frames.iter().find(|frame| {
+            frame.after_barrier == interval.barrier
+                && frame.t > t + TICK
+                && on_uplink(frame, &blocking, &recording.header.tag).is_none()
+        });
+        if let Some(frame) = leaked {
+            found.push(Finding {
+                evidence: Some(Evidence { link: "uplink".into(), frame: frame.sequence }),
+                ..finding(
+                    "TRN-2",
+                    "T10",
+                    Verdict::Leak,
+                    interval.label(steps, frame.t),
+                    format!(
+                        "expected the firewall to block before anything else changes; {what}, and {:.1} ms later {} left",
+                        (frame.t - t) as f64 / 1e6,
+                        frame.decoded.summary(&frame.bytes)
+                    ),
+                )
+            });
+        }
+    }
+    found
+}
+
+/// TRN-2: DNS is set before connected is reported.
+fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut found = Vec::new();
+    for (at, _, state) in states(recording) {
+        if state != State::Connected {
+            continue;
+        }
+        let (Some(settings), t) = (settings_at(recording, at), recording.records[at].t) else { continue };
+        // A version is noticed a little after it was made; its own stamp says when that was.
+        let in_force = versions
+            .iter()
+            .take_while(|version| version.at < at || version.changed.is_some_and(|changed| changed <= t))
+            .filter(|version| version.changed.is_none_or(|changed| changed <= t + TICK))
+            .last();
+        let set = in_force.is_some_and(|version| is_approved(version.content, settings));
+        if !set {
+            let later = versions.iter().find(|version| version.at > at && is_approved(version.content, settings));
+            let after = later.map_or("never in this case".to_owned(), |version| {
+                format!("{:.0} ms later", version.record.t.saturating_sub(t) as f64 / 1e6)
+            });
+            let interval = timeline.at_record(at);
+            found.push(finding(
+                "TRN-2",
+                "R03",
+                Verdict::Failed,
+                interval.label(steps, t),
+                format!("expected the approved servers in the resolver file before connected is reported; they were there {after}"),
+            ));
+        }
+    }
+    found
+}
+
+/// STA-2: no reader ever sees an empty or partial file.
+fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut harness_until = 0;
+    let mut found = Vec::new();
+    let mut outsider: Option<&str> = None;
+    for version in versions {
+        if version.by_harness {
+            outsider = Some(version.hash);
+            harness_until = version.at;
+            continue;
+        }
+        let _ = harness_until;
+        // What the outsider did is told again by the kernel, with whatever the file is by then.
+        let interval = timeline.at_record(version.at);
+        let tampering = interval.in_step
+            && interval.step.and_then(|index| steps.get(index)).is_some_and(|step| matches!(step, Step::Tamper(_)));
+        if tampering || outsider == Some(version.hash) || interval.life == Life::Before {
+            continue;
+        }
+        if version.cause == "modify" {
+            found.push(finding(
+                "STA-2",
+                "T10",
+                Verdict::Failed,
+                interval.label(steps, version.record.t),
+                "expected the resolver file to be replaced whole; it was written in place, so that readers see it empty or in part".into(),
+            ));
+            break;
+        }
+    }
+    found
+}
+
+/// STA-4 and TRN-4: between two approved lists the original is never visible.
+fn original_between(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut found = Vec::new();
+    for version in versions.iter().filter(|version| !version.by_harness) {
+        let interval = timeline.at_record(version.at);
+        let held = interval.life == Life::Running
+            && interval.in_step
+            && matches!(interval.state, Some(State::Connected | State::Connecting))
+            && interval.step.and_then(|index| steps.get(index)).is_some_and(|step| {
+                matches!(step, Step::Configure(_) | Step::Connect(State::Connected))
+            });
+        let was_connected = states(recording).iter().any(|(at, _, state)| *at < version.at && *state == State::Connected);
+        let Some(settings) = settings_at(recording, version.at) else { continue };
+        let old = recording.records[..version.at]
+            .iter()
+            .filter_map(|record| match &record.event {
+                Event::Settings(settings) => Some(settings),
+                _ => None,
+            })
+            .any(|old| is_approved(version.content, old));
+        let ended_disconnected = states(recording)
+            .iter()
+            .rfind(|(at, _, _)| *at < version.at)
+            .is_some_and(|(_, _, state)| matches!(state, State::Disconnected | State::Error | State::Disconnecting));
+        // Reading a file while it is being replaced is another finding's matter.
+        let whole = !matches!(version.cause, "moved-from" | "create" | "modify");
+        if held && was_connected && !ended_disconnected && whole && !is_approved(version.content, settings) && !old {
+            let finding = finding(
+                "STA-4",
+                "T10",
+                Verdict::Failed,
+                interval.label(steps, version.record.t),
+                format!(
+                    "expected the approved servers without interruption; for a moment the resolver file named {:?}",
+                    nameservers(version.content)
+                ),
+            );
+            if !found.contains(&finding) {
+                found.push(finding);
+            }
+        }
+    }
+    found
+}
+
+/// STA-5: external changes are corrected within 1 s.
+fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut found = Vec::new();
+    for version in versions.iter().filter(|version| version.cause == "outsider") {
+        let interval = timeline.at_record(version.at);
+        let edited = matches!(
+            interval.step.and_then(|index| steps.get(index)),
+            Some(Step::Tamper(Tamper::Rewrite | Tamper::Rename | Tamper::RenameTwice | Tamper::Delete | Tamper::Symlink))
+        );
+        let watched = interval.life == Life::Running && interval.state == Some(State::Connected) && edited;
+        let Some(settings) = settings_at(recording, version.at).filter(|_| watched) else { continue };
+        let corrected = versions.iter().find(|later| later.at > version.at && is_approved(later.content, settings));
+        let late = match corrected {
+            Some(later) => later.record.t.saturating_sub(version.record.t) > CORRECTION,
+            None => true,
+        };
+        if late {
+            let when = corrected.map_or("never".to_owned(), |later| {
+                format!("after {:.1} s", later.record.t.saturating_sub(version.record.t) as f64 / 1e9)
+            });
+            found.push(finding(
+                "STA-5",
+                "P01",
+                Verdict::Failed,
+                interval.label(steps, version.record.t),
+                format!("expected an outsider's change of the resolver file to be corrected within 1 s; it was corrected {when}"),
+            ));
+        }
+    }
+    found
+}

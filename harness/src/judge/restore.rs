@@ -1,0 +1,169 @@
+//! Findings of the restore check: snapshots that are not what they must be.
+
+use super::{
+    order::is_approved,
+    policy::approved,
+    recording::Recording,
+    verdict::{Finding, Verdict},
+};
+use crate::{
+    history::Event,
+    scenario::{Expected, Fault, Step},
+    snapshot::{self, Occasion, Tolerance},
+    watch::nameservers,
+};
+use std::net::IpAddr;
+use watertight_protocol::{Dns, Settings};
+
+/// Files that the harness itself makes when it plays the outsider.
+const OUTSIDERS_FILES: [&str; 2] = ["/etc/resolv.conf.outsider", "/etc/.outsider"];
+
+/// All findings about what was, or was not, put back.
+pub fn findings(recording: &Recording) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut killed = false;
+    let mut settings: Option<&Settings> = None;
+    let mut outsider: Option<&str> = None;
+    let mut present: Option<&str> = None;
+    for record in &recording.records {
+        match &record.event {
+            Event::Step { step: Step::Fault(Fault::Kill), .. } => killed = true,
+            Event::Settings(new) => settings = Some(new),
+            Event::File { cause, content, .. } => {
+                present = Some(content);
+                if cause == "outsider" {
+                    outsider = Some(content);
+                }
+            }
+            Event::Snapshot { folder, compared: Some(expected) } => {
+                let case = Comparison { recording, folder, killed, settings, outsider, present };
+                found.extend(case.check(*expected));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+struct Comparison<'a> {
+    recording: &'a Recording,
+    folder: &'a str,
+    killed: bool,
+    settings: Option<&'a Settings>,
+    outsider: Option<&'a str>,
+    present: Option<&'a str>,
+}
+
+impl Comparison<'_> {
+    fn check(&self, expected: Expected) -> Vec<Finding> {
+        match expected {
+            Expected::Restored => self.differences(&[]),
+            Expected::RestoredOutsider => {
+                let mut found = self.differences(&["resolv.conf"]);
+                found.extend(self.outsiders_version());
+                found
+            }
+            Expected::ResolverRestored if self.outsider.is_some() => self.outsiders_version().into_iter().collect(),
+            Expected::ResolverRestored => self.resolver_differences(),
+            Expected::Approved => self.not_approved().into_iter().collect(),
+            Expected::Error => Vec::new(),
+        }
+    }
+
+    fn finding(&self, requirement: &str, class: &str, verdict: Verdict, summary: String, detail: String) -> Finding {
+        Finding {
+            requirement: requirement.into(),
+            class: class.into(),
+            verdict,
+            window: format!("snapshot {}", self.folder),
+            summary,
+            count: 1,
+            evidence: None,
+            detail: (!detail.is_empty()).then_some(detail),
+        }
+    }
+
+    fn compare(&self) -> Vec<snapshot::Difference> {
+        // A snapshot that cannot be read makes the case inconclusive elsewhere.
+        let read = |name: &str| self.recording.snapshots.get(name).and_then(|snapshot| snapshot.as_ref().ok());
+        let (Some(before), Some(after)) = (read("before"), read(self.folder)) else { return Vec::new() };
+        let tolerance = Tolerance {
+            occasion: if self.killed { Occasion::Crash } else { Occasion::Disconnect },
+            own_rules_stay: self.settings.is_some_and(|settings| settings.lockdown),
+            ignore_paths: OUTSIDERS_FILES.map(Into::into).to_vec(),
+            ..Tolerance::default()
+        };
+        snapshot::compare(before, after, &tolerance)
+    }
+
+    fn differences(&self, without: &[&str]) -> Vec<Finding> {
+        self.compare()
+            .into_iter()
+            .filter(|difference| !without.contains(&difference.topic.as_str()))
+            .map(|difference| {
+                self.finding(
+                    difference.requirement,
+                    difference.class,
+                    Verdict::NotRestored,
+                    format!("expected {} as before; {}", difference.topic, difference.summary),
+                    difference.diff,
+                )
+            })
+            .collect()
+    }
+
+    fn resolver_differences(&self) -> Vec<Finding> {
+        let topics = ["resolv.conf", "etc"];
+        let mut found = self.differences(&[]);
+        found.retain(|finding| topics.iter().any(|topic| finding.summary.starts_with(&format!("expected {topic} "))));
+        found
+    }
+
+    /// RST-4: what somebody else left is what is restored.
+    fn outsiders_version(&self) -> Option<Finding> {
+        let (outsider, present) = (self.outsider?, self.present?);
+        if outsider == present {
+            return None;
+        }
+        let diff = similar::TextDiff::from_lines(outsider, present)
+            .unified_diff()
+            .header("left by the outsider", "restored")
+            .to_string();
+        let summary = format!(
+            "expected the resolver file as somebody else left it (servers {:?}); it names {:?}",
+            nameservers(outsider),
+            nameservers(present)
+        );
+        Some(self.finding("RST-4", "X03", Verdict::NotRestored, summary, diff))
+    }
+
+    /// DNS-1 to DNS-4: the resolver file names the approved servers, in their order.
+    fn not_approved(&self) -> Option<Finding> {
+        let (settings, content) = (self.settings?, self.present?);
+        let requirement = match &settings.dns {
+            Dns::Default => "DNS-1",
+            Dns::Custom { servers } if servers.is_empty() => "DNS-4",
+            Dns::Custom { .. } => "DNS-2",
+        };
+        let servers = nameservers(content);
+        if !is_approved(content, settings) {
+            let approved = approved(settings);
+            let summary = format!(
+                "expected the resolver file to name the approved servers ({:?} in the tunnel, {:?} beside it) and no other; it names {servers:?}",
+                approved.tunnel, approved.lan
+            );
+            return Some(self.finding(requirement, "R06", Verdict::Failed, summary, content.into()));
+        }
+        let wanted: Vec<String> = match &settings.dns {
+            Dns::Custom { servers } if !servers.is_empty() => servers.iter().map(ToString::to_string).collect(),
+            _ => approved(settings).tunnel.iter().map(IpAddr::to_string).collect(),
+        };
+        let places: Vec<Option<usize>> =
+            servers.iter().map(|server| wanted.iter().position(|wanted| wanted == server)).collect();
+        if places.windows(2).all(|pair| pair[0] <= pair[1]) {
+            return None;
+        }
+        let summary = format!("expected the servers in the order {wanted:?}; the resolver file has {servers:?}");
+        Some(self.finding("DNS-3", "R06", Verdict::Failed, summary, String::new()))
+    }
+}

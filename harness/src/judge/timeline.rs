@@ -1,0 +1,355 @@
+//! Which policies hold when: intervals between barriers, and within them the moment from which a transition counts.
+//!
+//! Windows are cut in the recording itself: a frame belongs to the interval between the two barriers that are around it
+//! in its own link's capture. Within an interval the clock is used only where the design says that a transition runs
+//! from the first configuration event that belongs to the next state.
+
+use super::{policy::Policy, recording::Recording};
+use crate::{
+    history::{Cause, Event, MarkerKind},
+    scenario::{Fault, Step},
+};
+use watertight_protocol::{Settings, State};
+
+/// How late a notification of a configuration event may be read after the event, in nanoseconds.
+const NOTICE: u64 = 50_000_000;
+/// The longest that a transition may count before its notification, in nanoseconds.
+const TRANSITION: u64 = 1_000_000_000;
+
+/// The stretch between two barriers.
+#[derive(Debug, Clone)]
+pub struct Interval {
+    /// The barrier at its start; 0 for what is before the first.
+    pub barrier: u64,
+    /// Where in the history it begins and ends.
+    pub records: std::ops::Range<usize>,
+    /// When it begins and ends, by the history.
+    pub time: (u64, u64),
+    /// Policies of which any may explain a frame.
+    pub policies: Vec<Policy>,
+    /// A policy that may explain a frame too, from this time on.
+    pub next: Option<(u64, Policy)>,
+    /// What the subject's process is.
+    pub life: Life,
+    /// The last reported state.
+    pub state: Option<State>,
+    /// The step that is carried out, or was carried out last.
+    pub step: Option<usize>,
+    /// Whether the step is still being carried out.
+    pub in_step: bool,
+    /// The window's number, while its probes are made.
+    pub window: Option<usize>,
+    /// Whether the tunnel interface was taken away before.
+    pub tunnel_removed: bool,
+}
+
+/// What the subject's process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Not started yet.
+    Before,
+    /// Running.
+    Running,
+    /// Stopped by SIGSTOP.
+    Frozen,
+    /// Killed, or ended by itself.
+    Dead,
+    /// Ended in order.
+    Stopped,
+}
+
+/// A case's intervals.
+#[derive(Debug)]
+pub struct Timeline {
+    /// In order; the first is what is before the first barrier.
+    pub intervals: Vec<Interval>,
+}
+
+impl Timeline {
+    /// The intervals of a recording.
+    pub fn of(recording: &Recording) -> Self {
+        Walk::new(recording).run()
+    }
+
+    /// The interval that begins at a barrier.
+    pub fn at(&self, barrier: u64) -> Option<&Interval> {
+        self.intervals.iter().find(|interval| interval.barrier == barrier)
+    }
+
+    /// The interval in which a place of the history lies.
+    pub fn at_record(&self, index: usize) -> &Interval {
+        self.intervals
+            .iter()
+            .find(|interval| interval.records.contains(&index))
+            .unwrap_or_else(|| self.intervals.last().expect("there is always one"))
+    }
+}
+
+impl Interval {
+    /// The policies that may explain a frame at `t`.
+    pub fn policies_at(&self, t: u64) -> Vec<&Policy> {
+        let mut policies: Vec<&Policy> = self.policies.iter().collect();
+        if let Some((from, next)) = &self.next
+            && t >= *from
+        {
+            policies.push(next);
+        }
+        policies
+    }
+
+    /// Whether a transition is under way at `t`: more than one policy holds.
+    pub fn is_transition_at(&self, t: u64) -> bool {
+        let policies = self.policies_at(t);
+        policies.windows(2).any(|pair| pair[0] != pair[1])
+    }
+
+    /// Whether nothing may leave but what a protecting policy permits.
+    pub fn protects_at(&self, t: u64) -> bool {
+        self.policies_at(t).iter().all(|policy| policy.protects())
+    }
+
+    /// In words, for findings.
+    pub fn label(&self, steps: &[Step], t: u64) -> String {
+        let mut names: Vec<&str> = self.policies_at(t).iter().map(|policy| policy.name()).collect();
+        names.dedup();
+        let mut label = names.join(" → ");
+        label.push_str(match self.life {
+            Life::Before => ", before the subject",
+            Life::Running => "",
+            Life::Frozen => ", subject frozen",
+            Life::Dead => ", subject dead",
+            Life::Stopped => ", after the subject",
+        });
+        match self.step {
+            Some(index) => {
+                let step = steps.get(index).and_then(|step| toml::to_string(step).ok());
+                let step = step.as_deref().map_or("shutdown", str::trim).replace('\n', ", ");
+                label.push_str(&format!(" ({} step {}: {step})", if self.in_step { "in" } else { "after" }, index + 1));
+            }
+            None => label.push_str(" (at the start)"),
+        }
+        label
+    }
+}
+
+struct Barrier {
+    id: u64,
+    cause: Cause,
+    at: usize,
+    t: u64,
+}
+
+struct Walk<'a> {
+    recording: &'a Recording,
+    barriers: Vec<Barrier>,
+    policies: Vec<Policy>,
+    settings: Option<Settings>,
+    state: Option<State>,
+    life: Life,
+    step: Option<usize>,
+    in_step: bool,
+    window: usize,
+    probing: bool,
+    tunnel_removed: bool,
+    ending: bool,
+    /// What the calls that are under way lead to.
+    heading: Vec<State>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(recording: &'a Recording) -> Self {
+        let barriers = recording
+            .records
+            .iter()
+            .enumerate()
+            .filter_map(|(at, record)| match &record.event {
+                Event::Marker { id, marker: MarkerKind::Barrier, cause, .. } => {
+                    // The wire's own clock where the barrier was seen: it is the clock of the frames.
+                    let t = recording.links.get("uplink").and_then(|link| link.barriers.get(id)).copied().unwrap_or(record.t);
+                    Some(Barrier { id: *id, cause: cause.clone(), at, t })
+                }
+                _ => None,
+            })
+            .collect();
+        Self {
+            recording,
+            barriers,
+            policies: vec![Policy::open()],
+            settings: None,
+            state: None,
+            life: Life::Before,
+            step: None,
+            in_step: false,
+            window: 0,
+            probing: false,
+            tunnel_removed: false,
+            ending: false,
+            heading: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Timeline {
+        let count = self.recording.records.len();
+        let first = self.barriers.first().map_or(count, |barrier| barrier.at);
+        let end_of_time = self.recording.records.last().map_or(0, |record| record.t);
+        let mut intervals = vec![self.interval(0, 0..first, (0, self.barriers.first().map_or(end_of_time, |b| b.t)), None)];
+        for index in 0..self.barriers.len() {
+            let (id, at, t) = (self.barriers[index].id, self.barriers[index].at, self.barriers[index].t);
+            self.enter(index);
+            let (end, end_t) = self.barriers.get(index + 1).map_or((count, end_of_time), |next| (next.at, next.t));
+            let before = self.policies.clone();
+            self.take_events(at..end);
+            let after = std::mem::replace(&mut self.policies, before);
+            // New settings count from the moment they are given, the old ones until they are in force.
+            let mut interval = self.interval(id, at..end, (t, end_t), self.next_policy(index));
+            for policy in &after {
+                if !interval.policies.contains(policy) {
+                    interval.policies.push(policy.clone());
+                }
+            }
+            self.policies = after;
+            intervals.push(interval);
+        }
+        Timeline { intervals }
+    }
+
+    fn interval(
+        &self,
+        barrier: u64,
+        records: std::ops::Range<usize>,
+        time: (u64, u64),
+        next: Option<(u64, Policy)>,
+    ) -> Interval {
+        Interval {
+            barrier,
+            records,
+            time,
+            policies: self.policies.clone(),
+            next,
+            life: self.life,
+            state: self.state,
+            step: self.step,
+            in_step: self.in_step,
+            window: self.probing.then_some(self.window),
+            tunnel_removed: self.tunnel_removed,
+        }
+    }
+
+    /// What a barrier changes.
+    fn enter(&mut self, index: usize) {
+        match self.barriers[index].cause.clone() {
+            Cause::Baseline | Cause::End => {}
+            Cause::Start => self.life = Life::Running,
+            Cause::Step { index } => {
+                self.step = Some(index);
+                self.in_step = true;
+                self.begin_step(index);
+            }
+            Cause::StepDone { .. } => self.in_step = false,
+            Cause::State { state } => {
+                self.state = Some(state);
+                self.policies = vec![Policy::of(state, self.settings.as_ref())];
+                if matches!(state, State::Connected | State::Error | State::Disconnected) {
+                    self.heading.clear();
+                }
+            }
+            Cause::Restarted { state } => {
+                self.life = Life::Running;
+                self.heading.clear();
+                let protected = self.policies.iter().all(Policy::protects);
+                // After a crash in a protected state the subject blocks until it is told, whatever it calls its state.
+                let state = if protected && state == State::Disconnected { State::Error } else { state };
+                self.state = Some(state);
+                self.policies = vec![Policy::of(state, self.settings.as_ref())];
+            }
+            Cause::Ended => {
+                if self.ending {
+                    self.life = Life::Stopped;
+                    self.state = None;
+                    self.policies = vec![Policy::of(State::Disconnected, self.settings.as_ref())];
+                } else {
+                    self.life = Life::Dead;
+                    // What a call had begun may be in force, in part or whole.
+                    for state in std::mem::take(&mut self.heading) {
+                        self.policies.push(Policy::of(state, self.settings.as_ref()));
+                    }
+                }
+            }
+            Cause::ProbesBegin => {
+                self.window += 1;
+                self.probing = true;
+            }
+            Cause::ProbesEnd => self.probing = false,
+        }
+    }
+
+    fn begin_step(&mut self, index: usize) {
+        match self.recording.header.definition.steps.get(index) {
+            None | Some(Step::Shutdown(_) | Step::Fault(Fault::Terminate | Fault::EndOfFile)) => self.ending = true,
+            Some(Step::Fault(Fault::Stop)) => self.life = Life::Frozen,
+            Some(Step::Fault(Fault::Continue)) => self.life = Life::Running,
+            Some(Step::Restart(_)) => self.ending = false,
+            Some(Step::Link(_)) => self.tunnel_removed = true,
+            Some(Step::Connect(_)) => self.tunnel_removed = false,
+            Some(_) => {}
+        }
+    }
+
+    /// What the events of an interval change.
+    fn take_events(&mut self, records: std::ops::Range<usize>) {
+        for record in &self.recording.records[records] {
+            match &record.event {
+                Event::Settings(settings) => {
+                    self.settings = Some(settings.clone());
+                    if let Some(state) = self.state {
+                        self.policies = vec![Policy::of(state, self.settings.as_ref())];
+                    }
+                }
+                Event::Request { method, .. } => match method.as_str() {
+                    "connect" => self.heading = vec![State::Connecting, State::Connected],
+                    "disconnect" => self.heading = vec![State::Disconnecting, State::Disconnected],
+                    "block" => self.heading = vec![State::Error],
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+    }
+
+    /// The policy of the next reported state, if it comes before the next step, and from when it counts.
+    fn next_policy(&self, index: usize) -> Option<(u64, Policy)> {
+        let mut settings = self.settings.clone();
+        let (target, policy) = self.barriers[index + 1..]
+            .iter()
+            .take_while(|barrier| !matches!(barrier.cause, Cause::Step { .. } | Cause::Start))
+            .find_map(|barrier| match &barrier.cause {
+                Cause::State { state } | Cause::Restarted { state } => {
+                    for record in &self.recording.records[self.barriers[index].at..barrier.at] {
+                        if let Event::Settings(new) = &record.event {
+                            settings = Some(new.clone());
+                        }
+                    }
+                    Some((barrier, Policy::of(*state, settings.as_ref())))
+                }
+                Cause::Ended if self.ending => Some((barrier, Policy::of(State::Disconnected, settings.as_ref()))),
+                _ => None,
+            })?;
+        // The transition cannot have begun before the last thing that the harness or the subject said.
+        let since = self.barriers[..=index]
+            .iter()
+            .rev()
+            .find(|barrier| matches!(barrier.cause, Cause::State { .. } | Cause::Step { .. } | Cause::Restarted { .. }))
+            .map_or(0, |barrier| barrier.at);
+        let first_change = self.recording.records[since..target.at].iter().find(|record| {
+            matches!(
+                record.event,
+                Event::Generation { .. } | Event::Network { .. } | Event::File { by_harness: false, .. }
+            )
+        });
+        let from = match first_change {
+            Some(change) => change.t.saturating_sub(NOTICE).max(target.t.saturating_sub(TRANSITION)),
+            None => target.t.saturating_sub(NOTICE),
+        };
+        Some((from, policy))
+    }
+}

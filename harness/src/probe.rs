@@ -1,0 +1,252 @@
+//! The catalogue of probes: every kind of attempt to get DNS out, from whom, to whom, and how.
+//!
+//! A kind has the same id in every window, so that what was seen to leave when nothing protected (the positive control)
+//! can be asked for by name. What must become of an attempt in a state is the judge's business.
+
+use crate::{
+    agent::{
+        Endpoint, MacAddress,
+        wire::{Bind, Family, ProbeSpec, Protocol, Qtype, Shape, Via},
+    },
+    testbed::plan::*,
+};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+/// Who makes the attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Who {
+    /// Root, in the client.
+    Root,
+    /// An ordinary user, in the client.
+    User,
+    /// A machine behind the client.
+    Guest,
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Who::Root => "root",
+            Who::User => "user",
+            Who::Guest => "guest",
+        })
+    }
+}
+
+/// How an attempt is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum How {
+    /// getaddrinfo(3), under the system's configuration.
+    System,
+    /// A datagram.
+    Udp(SocketAddr, Binding),
+    /// A connection.
+    Tcp(SocketAddr, Binding),
+    /// DNS over TLS.
+    Tls(SocketAddr),
+    /// To the LAN resolver's link-local address.
+    LinkLocal,
+    /// A UDP flow that was opened before.
+    OldUdp(SocketAddr),
+    /// A TCP connection that was opened before.
+    OldTcp(SocketAddr),
+    /// A whole frame, below the output hook.
+    Packet(SocketAddr),
+    /// A datagram with a mark that the ruleset names (SPL-1).
+    Marked(SocketAddr, u32),
+}
+
+/// What the socket is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// Nothing.
+    Free,
+    /// The uplink (SO_BINDTODEVICE).
+    Device,
+    /// The uplink's address.
+    Source,
+}
+
+/// A kind of probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kind {
+    /// Stable: `udp4-lan-root`.
+    pub id: String,
+    /// Who.
+    pub who: Who,
+    /// How.
+    pub how: How,
+}
+
+/// The servers that are asked directly: name, IPv4, IPv6.
+pub const SERVERS: [(&str, IpAddr, IpAddr); 5] = [
+    ("lan", IpAddr::V4(LAN_V4), IpAddr::V6(LAN_ULA)),
+    ("isp", IpAddr::V4(ISP_V4), IpAddr::V6(ISP_V6)),
+    ("public", IpAddr::V4(PUBLIC_V4), IpAddr::V6(PUBLIC_V6)),
+    ("custom", IpAddr::V4(CUSTOM_V4), IpAddr::V6(CUSTOM_V6)),
+    ("gateway", IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)),
+];
+
+/// All kinds that a case has.
+pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    let mut add = |id: String, who: Who, how: How| kinds.push(Kind { id: format!("{id}-{who}"), who, how });
+    let at = |address: IpAddr, port| SocketAddr::new(address, port);
+    for who in [Who::Root, Who::User] {
+        if who == Who::User && !user {
+            continue;
+        }
+        add("system".into(), who, How::System);
+        for (server, v4, v6) in SERVERS {
+            for (family, address) in [("4", v4), ("6", v6)] {
+                add(format!("udp{family}-{server}"), who, How::Udp(at(address, 53), Binding::Free));
+                add(format!("tcp{family}-{server}"), who, How::Tcp(at(address, 53), Binding::Free));
+                if matches!(server, "lan" | "public" | "gateway") {
+                    add(format!("udp{family}-{server}-device"), who, How::Udp(at(address, 53), Binding::Device));
+                    add(format!("tcp{family}-{server}-device"), who, How::Tcp(at(address, 53), Binding::Device));
+                }
+                if matches!(server, "lan" | "public") {
+                    add(format!("udp{family}-{server}-source"), who, How::Udp(at(address, 53), Binding::Source));
+                    add(format!("tcp{family}-{server}-source"), who, How::Tcp(at(address, 53), Binding::Source));
+                }
+            }
+        }
+        let relay = IpAddr::V4(RELAY_V4);
+        add("udp4-relay".into(), who, How::Udp(at(relay, relay_port), Binding::Free));
+        add("udp4-relay-device".into(), who, How::Udp(at(relay, relay_port), Binding::Device));
+        add("tcp4-relay".into(), who, How::Tcp(at(relay, relay_port), Binding::Free));
+        add("udp4-api".into(), who, How::Udp(at(API.ip(), 53), Binding::Free));
+        add("tcp4-api".into(), who, How::Tcp(at(API.ip(), 53), Binding::Free));
+        add("dot4-lan".into(), who, How::Tls(at(LAN_V4.into(), 853)));
+        add("dot4-public".into(), who, How::Tls(at(PUBLIC_V4.into(), 853)));
+        add("dot6-public".into(), who, How::Tls(at(PUBLIC_V6.into(), 853)));
+        add("udp6-lan-link-local".into(), who, How::LinkLocal);
+    }
+    for (server, v4, v6) in SERVERS {
+        if matches!(server, "lan" | "public") {
+            for (family, address) in [("4", v4), ("6", v6)] {
+                add(format!("old-udp{family}-{server}"), Who::Root, How::OldUdp(at(address, 53)));
+                add(format!("old-tcp{family}-{server}"), Who::Root, How::OldTcp(at(address, 53)));
+                add(format!("packet{family}-{server}"), Who::Root, How::Packet(at(address, 53)));
+            }
+            for mark in marks {
+                add(format!("mark-{mark:#x}-udp4-{server}"), Who::Root, How::Marked(at(v4, 53), *mark));
+            }
+        }
+        if guest {
+            for (family, address) in [("4", v4), ("6", v6)] {
+                add(format!("udp{family}-{server}"), Who::Guest, How::Udp(at(address, 53), Binding::Free));
+                add(format!("tcp{family}-{server}"), Who::Guest, How::Tcp(at(address, 53), Binding::Free));
+            }
+        }
+    }
+    kinds
+}
+
+impl Kind {
+    /// The kind whose baseline shows that this one would be seen: itself, but for marks, which no ruleset names at first.
+    pub fn control(&self) -> String {
+        match &self.how {
+            How::Marked(server, _) => {
+                let server = SERVERS.iter().find(|(_, v4, _)| *v4 == server.ip()).map_or("public", |(name, ..)| name);
+                format!("udp4-{server}-{}", self.who)
+            }
+            _ => self.id.clone(),
+        }
+    }
+
+    /// The server asked directly, if there is one.
+    pub fn server(&self) -> Option<SocketAddr> {
+        match &self.how {
+            How::System => None,
+            How::LinkLocal => Some(SocketAddr::new(LAN_LINK_LOCAL.into(), 53)),
+            How::Udp(server, _)
+            | How::Tcp(server, _)
+            | How::Tls(server)
+            | How::OldUdp(server)
+            | How::OldTcp(server)
+            | How::Packet(server)
+            | How::Marked(server, _) => Some(*server),
+        }
+    }
+
+    /// What it asks, for people.
+    pub fn target(&self) -> String {
+        let server = |server: &SocketAddr| server.to_string();
+        match &self.how {
+            How::System => format!("getaddrinfo as {}", self.who),
+            How::Udp(to, binding) => format!("UDP to {} as {}{}", server(to), self.who, binding.words()),
+            How::Tcp(to, binding) => format!("TCP to {} as {}{}", server(to), self.who, binding.words()),
+            How::Tls(to) => format!("DNS over TLS to {} as {}", server(to), self.who),
+            How::LinkLocal => format!("UDP to [{LAN_LINK_LOCAL}%{UPLINK}]:53 as {}", self.who),
+            How::OldUdp(to) => format!("UDP to {} on a socket connected before", server(to)),
+            How::OldTcp(to) => format!("TCP to {} on a connection opened before", server(to)),
+            How::Packet(to) => format!("UDP to {} by a packet socket", server(to)),
+            How::Marked(to, mark) => format!("UDP to {} with the mark {mark:#x}", server(to)),
+        }
+    }
+
+    /// The old flow that an attempt of this kind uses in window `window`, if it does.
+    pub fn old_flow(&self, window: usize) -> Option<(String, Protocol, SocketAddr)> {
+        match &self.how {
+            How::OldUdp(server) => Some((format!("{}-{window}", self.id), Protocol::Udp, *server)),
+            How::OldTcp(server) => Some((format!("{}-{window}", self.id), Protocol::Tcp, *server)),
+            _ => None,
+        }
+    }
+
+    /// The attempt itself.
+    pub fn spec(&self, id: &str, name: &str, window: usize, timeout_ms: u64) -> ProbeSpec {
+        let bind = |binding: Binding, server: SocketAddr| match (binding, server.ip()) {
+            (Binding::Free, _) => Bind::None,
+            (Binding::Device, _) => Bind::Device(if self.who == Who::Guest { "eth0" } else { UPLINK }.into()),
+            (Binding::Source, IpAddr::V4(_)) => Bind::Source(CLIENT_V4.into()),
+            (Binding::Source, IpAddr::V6(_)) => Bind::Source(CLIENT_V6.into()),
+        };
+        let via = match &self.how {
+            How::System => Via::GetAddrInfo { family: Family::Any },
+            How::Udp(server, binding) => {
+                Via::Udp { server: Endpoint::from(*server), bind: bind(*binding, *server), mark: None }
+            }
+            How::Tcp(server, binding) => {
+                Via::Tcp { server: Endpoint::from(*server), bind: bind(*binding, *server), mark: None, fast_open: false }
+            }
+            How::Tls(server) => Via::Tls { server: Endpoint::from(*server), bind: Bind::None, mark: None },
+            How::LinkLocal => Via::Udp { server: link_local(), bind: Bind::None, mark: None },
+            How::OldUdp(_) => Via::UdpSocket { socket: format!("{}-{window}", self.id) },
+            How::OldTcp(_) => Via::TcpSocket { socket: format!("{}-{window}", self.id) },
+            How::Packet(server) => Via::PacketSocket {
+                interface: UPLINK.into(),
+                destination_mac: Some(MacAddress(ROUTER_MAC)),
+                source: match server.ip() {
+                    IpAddr::V4(_) => SocketAddr::new(CLIENT_V4.into(), 0),
+                    IpAddr::V6(_) => SocketAddr::new(CLIENT_V6.into(), 0),
+                },
+                destination: *server,
+                shape: Shape::Plain,
+            },
+            How::Marked(server, mark) => {
+                Via::Udp { server: Endpoint::from(*server), bind: Bind::None, mark: Some(*mark) }
+            }
+        };
+        ProbeSpec { id: id.into(), name: name.into(), qtype: Qtype::A, via, timeout_ms, as_uid: None, as_gid: None }
+    }
+}
+
+impl Binding {
+    fn words(self) -> &'static str {
+        match self {
+            Binding::Free => "",
+            Binding::Device => ", bound to the uplink",
+            Binding::Source => ", bound to the uplink's address",
+        }
+    }
+}
+
+/// The LAN resolver's link-local address, on the uplink.
+fn link_local() -> Endpoint {
+    format!("[{LAN_LINK_LOCAL}%{UPLINK}]:53").parse().expect("an endpoint with a scope")
+}

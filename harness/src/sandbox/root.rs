@@ -1,0 +1,161 @@
+//! The client machine's private root: an overlay on the host's root, with /run, /tmp, /var, /dev, /proc and /sys of its
+//! own. Everything that is written lands in one tmpfs, which goes with the mount namespace.
+
+use super::{SandboxError, io_error};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    unistd::pivot_root,
+};
+use std::{
+    fs,
+    io,
+    os::fd::OwnedFd,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, symlink},
+    path::Path,
+};
+
+/// Folders of the private root that are empty at first and live beside the overlay.
+const FRESH: [(&str, u32); 3] = [("run", 0o755), ("tmp", 0o1777), ("var", 0o755)];
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Builds the root and makes it this mount namespace's. To be called in fresh mount, PID and network namespaces.
+///
+/// Gives back the tmpfs that holds all that is written (`upper`, the overlay's; `run`, `tmp`, `var`), and the host's root,
+/// read-only, for comparisons.
+pub(super) fn enter_private_root(rootless: bool) -> Result<(OwnedFd, OwnedFd), SandboxError> {
+    // Any folder of the host's root can carry the tmpfs: the mount is private to this namespace.
+    let stage = Path::new("/tmp");
+    mount_fs("tmpfs", stage, "tmpfs", MsFlags::empty(), "mode=755,size=512m")?;
+    for name in ["upper", "work", "base", "root", "host"] {
+        make_dir(&stage.join(name), 0o755)?;
+    }
+    let stage_fd = open_dir(stage)?;
+    let mut lower = String::from("/");
+    let mut options = format!("upperdir={0}/upper,workdir={0}/work", stage.display());
+    if rootless {
+        // With one user mapped, the host's /etc belongs to nobody and cannot be written through an overlay: a copy that
+        // belongs to us goes on top of it. Files that only the real root can read stay out.
+        copy_tree(Path::new("/etc"), &stage.join("base/etc"))?;
+        lower = format!("{}/base:/", stage.display());
+        options.push_str(",userxattr");
+    }
+    let host = stage.join("host");
+    bind(Path::new("/"), &host)?;
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, &host, None::<&str>, read_only | kept_flags(&host), None::<&str>).map_err(io_error).map_err(
+        |source| SandboxError::Mount { what: "the host's root, read-only".into(), target: host.clone(), source },
+    )?;
+    let host_fd = open_dir(&host)?;
+    let root = stage.join("root");
+    mount_fs("overlay", &root, "overlay", MsFlags::empty(), &format!("lowerdir={lower},{options}"))?;
+    for (name, mode) in FRESH {
+        make_dir(&stage.join(name), mode)?;
+        bind(&stage.join(name), &root.join(name))?;
+    }
+    for name in ["lib", "cache", "log", "tmp", "spool"] {
+        make_dir(&root.join("var").join(name), if name == "tmp" { 0o1777 } else { 0o755 })?;
+    }
+    symlink("/run", root.join("var/run")).map_err(SandboxError::system("link /var/run"))?;
+    make_dev(&root.join("dev"))?;
+    mount_fs("proc", &root.join("proc"), "proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
+    mount_fs("sysfs", &root.join("sys"), "sysfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
+    std::env::set_current_dir(&root).map_err(SandboxError::system("enter the private root"))?;
+    pivot_root(".", ".").map_err(io_error).map_err(SandboxError::system("pivot_root to the private root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(io_error).map_err(SandboxError::system("detach the host's root"))?;
+    std::env::set_current_dir("/").map_err(SandboxError::system("enter the private root"))?;
+    Ok((stage_fd, host_fd))
+}
+
+/// Flags of a mount that an unprivileged remount must keep (mount_namespaces(7), "locked").
+fn kept_flags(path: &Path) -> MsFlags {
+    use nix::sys::statvfs::{FsFlags, statvfs};
+    let have = statvfs(path).map(|stat| stat.flags()).unwrap_or(FsFlags::empty());
+    [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| have.contains(*flag))
+    .fold(MsFlags::empty(), |all, (_, flag)| all | flag)
+}
+
+fn make_dev(dev: &Path) -> Result<(), SandboxError> {
+    // The host's nodes stay reachable below /tmp's stage only through these binds.
+    let host = Path::new("/dev");
+    mount_fs("tmpfs", dev, "tmpfs", MsFlags::MS_NOSUID, "mode=755")?;
+    for name in DEVICES {
+        if host.join(name).exists() {
+            touch(&dev.join(name))?;
+            bind(&host.join(name), &dev.join(name))?;
+        }
+    }
+    make_dir(&dev.join("net"), 0o755)?;
+    if host.join("net/tun").exists() {
+        touch(&dev.join("net/tun"))?;
+        bind(&host.join("net/tun"), &dev.join("net/tun"))?;
+    }
+    make_dir(&dev.join("shm"), 0o1777)?;
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+        symlink(target, dev.join(link)).map_err(SandboxError::system(format!("link /dev/{link}")))?;
+    }
+    Ok(())
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<(), SandboxError> {
+    make_dir(to, 0o755)?;
+    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let Ok(kind) = entry.file_type() else { continue };
+        let copied = if kind.is_dir() {
+            copy_tree(&source, &target)?;
+            continue;
+        } else if kind.is_symlink() {
+            fs::read_link(&source).and_then(|link| symlink(link, &target))
+        } else if kind.is_file() {
+            fs::copy(&source, &target).map(drop)
+        } else {
+            continue;
+        };
+        match copied {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(SandboxError::system(format!("copy {}", source.display()))(error)),
+        }
+    }
+    Ok(())
+}
+
+fn mount_fs(what: &str, target: &Path, kind: &str, flags: MsFlags, options: &str) -> Result<(), SandboxError> {
+    mount(Some(what), target, Some(kind), flags, Some(options)).map_err(io_error).map_err(|source| SandboxError::Mount {
+        what: what.into(),
+        target: target.into(),
+        source,
+    })
+}
+
+fn bind(from: &Path, to: &Path) -> Result<(), SandboxError> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(io_error).map_err(|source| {
+        SandboxError::Mount { what: from.display().to_string(), target: to.into(), source }
+    })
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), SandboxError> {
+    let action = || format!("make the folder {}", path.display());
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(SandboxError::system(action())(error)),
+        _ => fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(SandboxError::system(action())),
+    }
+}
+
+fn touch(path: &Path) -> Result<(), SandboxError> {
+    fs::write(path, b"").map_err(SandboxError::system(format!("make {}", path.display())))
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, SandboxError> {
+    fs::File::open(path).map(Into::into).map_err(SandboxError::system(format!("open {}", path.display())))
+}

@@ -1,0 +1,130 @@
+//! The matrix of a scenario, and the axes of one case.
+
+use super::DnsChoice;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What a scenario varies. An absent axis has its first value only.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Matrix {
+    /// The client's software and original configuration.
+    #[serde(default)]
+    pub profile: Vec<Profile>,
+    /// DNS settings.
+    #[serde(default)]
+    pub dns: Vec<DnsChoice>,
+    /// Shape of the original resolver file.
+    #[serde(default)]
+    pub original: Vec<Original>,
+    /// The relay's port.
+    #[serde(default)]
+    pub relay_port: Vec<u16>,
+}
+
+/// The client's software.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Nobody manages /etc/resolv.conf.
+    #[default]
+    StaticFile,
+}
+
+/// Shapes of an original /etc/resolv.conf.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Original {
+    /// A file as an installer writes it.
+    #[default]
+    Plain,
+    /// Comments of both kinds, blank lines, tabs, options.
+    Comments,
+    /// The last line has no newline.
+    NoFinalNewline,
+    /// Lines end with carriage return and newline.
+    Crlf,
+    /// No bytes.
+    Empty,
+    /// No file.
+    Missing,
+    /// A symbolic link to a relative path.
+    SymlinkRelative,
+    /// A symbolic link to an absolute path.
+    SymlinkAbsolute,
+    /// A symbolic link to nothing.
+    Dangling,
+    /// Not readable by others.
+    #[serde(rename = "mode-0640")]
+    Mode0640,
+    /// An option that no resolver knows.
+    UnknownOption,
+    /// Six nameservers, of which glibc takes three.
+    SixNameservers,
+}
+
+/// The axes of one case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Axes {
+    /// The profile.
+    pub profile: Profile,
+    /// DNS settings, if the scenario varies them.
+    pub dns: Option<DnsChoice>,
+    /// The original resolver file.
+    pub original: Original,
+    /// The relay's port, if the scenario varies it.
+    pub relay_port: Option<u16>,
+}
+
+impl Matrix {
+    /// All combinations, in the order of the file.
+    pub fn cases(&self) -> Vec<Axes> {
+        let mut cases = Vec::new();
+        for profile in or(&self.profile, Profile::default()) {
+            for dns in optional(&self.dns) {
+                for original in or(&self.original, Original::default()) {
+                    for relay_port in optional(&self.relay_port) {
+                        cases.push(Axes { profile, dns, original, relay_port });
+                    }
+                }
+            }
+        }
+        cases
+    }
+}
+
+fn or<T: Copy>(list: &[T], otherwise: T) -> Vec<T> {
+    if list.is_empty() { vec![otherwise] } else { list.to_vec() }
+}
+
+fn optional<T: Copy>(list: &[T]) -> Vec<Option<T>> {
+    if list.is_empty() { vec![None] } else { list.iter().copied().map(Some).collect() }
+}
+
+impl Axes {
+    /// The case's id: what differs from the first values, joined by `+`. A folder's name in the bundle.
+    pub fn id(&self) -> String {
+        let mut parts = vec![word(&self.profile)];
+        parts.extend(self.dns.as_ref().map(word));
+        if self.original != Original::default() {
+            parts.push(word(&self.original));
+        }
+        parts.extend(self.relay_port.map(|port| format!("relay-{port}")));
+        parts.join("+")
+    }
+}
+
+/// A unit variant's name in the files.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => unreachable!("a unit variant is a string, not {other:?}"),
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&word(self))
+    }
+}

@@ -1,0 +1,226 @@
+//! The client machine's configuration as canonical text, one file a topic: taken before the subject starts and after it has
+//! restored, and compared exactly. Not for what changes while the subject works: that is the history's.
+//!
+//! What is compared is what [`Snapshot::write_to`] stored, so a verdict can be reached again from the bundle alone.
+//! Access times, inodes and the times of directories are in no topic.
+
+mod backup;
+mod compare;
+mod diff;
+mod entry;
+mod escape;
+mod files;
+mod links;
+mod netlink;
+mod nft_objects;
+mod nftables;
+mod processes;
+mod resolv_conf;
+mod resolver;
+mod routes;
+mod sockets;
+mod sysctl;
+mod xtables;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+pub use compare::{
+    Difference, Occasion, Severity, TOLERATED_REMAINS, Tolerance, ToleratedRemain, compare, tolerated_remains,
+};
+pub use resolv_conf::PATH as RESOLV_CONF;
+pub use resolver::ResolvConf;
+pub use sysctl::NOT_SETTINGS;
+
+/// The client's configuration at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Canonical text by topic: "resolv.conf", "etc", "files", "state_dir", "nftables", "iptables", "routes", "rules", "addresses",
+    /// "links", "sysctl", "processes", "sockets", "mounts".
+    pub topics: BTreeMap<String, String>,
+}
+
+/// What of the machine a snapshot covers, and from where it is seen.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// The client's root as the calling thread sees it: `/` inside the client's mount namespace.
+    pub root: PathBuf,
+    /// The upper directory of the overlay that is the client's root, as the calling thread sees it; `None` if it is no overlay.
+    pub upper: Option<PathBuf>,
+    /// The layers below `upper`, the top-most first, as the calling thread sees them (the order of `lowerdir=`).
+    pub lower: Vec<PathBuf>,
+    /// Directories of the client that are filesystems of their own and of which everything counts: `/run`, `/tmp`, `/var`.
+    pub extra_trees: Vec<PathBuf>,
+    /// Processes that are the harness's, in the numbers of the client's PID namespace.
+    pub ignore_pids: Vec<u32>,
+    /// Paths in the client whose content is the harness's own or changes by itself.
+    pub ignore_paths: Vec<PathBuf>,
+    /// The subject's own directory, which is a topic of its own.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Why there is no snapshot. Without one nothing can be said about what was restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory that must be readable is not.
+    #[error("{action} {}: {source}; is the calling thread in the client's mount namespace, with rights to read all of it?", path.display())]
+    #[non_exhaustive]
+    Io {
+        /// The verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// A netlink request failed.
+    #[error("{action}: {errno}; is the calling thread in the client's network namespace, with CAP_NET_ADMIN there?")]
+    #[non_exhaustive]
+    Netlink {
+        /// What was asked.
+        action: &'static str,
+        /// The kernel's word.
+        errno: Errno,
+    },
+    /// A list changed each time it was read.
+    #[error(
+        "{action}: the list changed during each of {attempts} attempts; stop what changes it and take the snapshot again"
+    )]
+    #[non_exhaustive]
+    Restless {
+        /// What was asked.
+        action: &'static str,
+        /// How often.
+        attempts: usize,
+    },
+    /// Something went away between two questions about it.
+    #[error("{what} vanished while it was read; stop what changes it and take the snapshot again")]
+    #[non_exhaustive]
+    Vanished {
+        /// What.
+        what: String,
+    },
+    /// A stored snapshot holds something that is no topic.
+    #[error("{} is no snapshot: {reason}; give the `before` or `after` directory of a bundle", path.display())]
+    #[non_exhaustive]
+    NotASnapshot {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl Error {
+    fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
+    fn netlink(action: &'static str, errno: Errno) -> Self {
+        Self::Netlink { action, errno }
+    }
+}
+
+/// Takes a snapshot of the client in whose network and mount namespaces the calling thread is, and whose /proc is at
+/// `scope.root/proc`.
+///
+/// Everything is read by the calling thread itself, without a pause in between and without starting a process, so the future
+/// never waits: it is to be awaited on the client's own current-thread runtime. Takes about 10 ms.
+///
+/// # Errors
+///
+/// [`Error`] if anything that must be readable is not, or if something else changes the client meanwhile.
+pub async fn take(scope: &Scope) -> Result<Snapshot, Error> {
+    let mut topics = BTreeMap::new();
+    let mut add = |name: &str, text: String| topics.insert(name.to_owned(), text);
+
+    // Before any socket of the snapshot's own is open.
+    let own = sockets::own_sockets();
+    add("processes", processes::processes(&scope.root, &scope.ignore_pids)?);
+    add("sockets", sockets::sockets(&scope.root, &scope.ignore_pids, &own)?);
+    add("mounts", processes::mounts(&scope.root)?);
+
+    add("resolv.conf", resolv_conf::resolv_conf(&scope.root)?);
+    add("etc", files::etc(scope)?);
+    add("files", files::files(scope)?);
+    if let Some(text) = files::state_dir(scope)? {
+        add("state_dir", text);
+    }
+    add("sysctl", sysctl::sysctl(&scope.root)?);
+
+    let mut route = netlink::Netlink::route()?;
+    let links = links::links(&mut route)?;
+    add("addresses", links::addresses(&mut route, &links)?);
+    add("routes", routes::routes(&mut route, &links)?);
+    add("rules", routes::rules(&mut route)?);
+    add("links", links.text);
+    add("iptables", xtables::iptables(&scope.root)?);
+    add("nftables", nftables::nftables(&mut netlink::Netlink::netfilter()?)?);
+    Ok(Snapshot { topics })
+}
+
+const EXTENSION: &str = "txt";
+
+impl Snapshot {
+    /// Writes one file a topic, `TOPIC.txt`, into `dir`, which is created. What was there of an earlier snapshot is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the directory cannot be written.
+    pub fn write_to(&self, dir: &Path) -> Result<(), Error> {
+        fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
+        for path in stored(dir)? {
+            fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source))?;
+        }
+        for (topic, text) in &self.topics {
+            let path = dir.join(format!("{topic}.{EXTENSION}"));
+            fs::write(&path, text).map_err(|source| Error::io("write", &path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`write_to`](Self::write_to) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if a file cannot be read, [`Error::NotASnapshot`] if there is none or one is no text.
+    pub fn read_from(dir: &Path) -> Result<Self, Error> {
+        let mut topics = BTreeMap::new();
+        for path in stored(dir)? {
+            let bytes = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+            let (Ok(text), Some(topic)) = (String::from_utf8(bytes), path.file_stem().and_then(|stem| stem.to_str()))
+            else {
+                return Err(Error::NotASnapshot { path, reason: "it is not UTF-8 text" });
+            };
+            topics.insert(topic.to_owned(), text);
+        }
+        if topics.is_empty() {
+            return Err(Error::NotASnapshot { path: dir.to_owned(), reason: "it has no topics" });
+        }
+        Ok(Self { topics })
+    }
+
+    fn topic(&self, name: &str) -> &str {
+        self.topics.get(name).map_or("", String::as_str)
+    }
+}
+
+fn stored(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(dir).map_err(|source| Error::io("list", dir, source))?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| Error::io("list", dir, source))?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}

@@ -1,0 +1,170 @@
+//! Watches the client's configuration: every nftables generation, every route, rule, address and link change, every
+//! version of the resolver file goes into the history as the kernel tells of it.
+//!
+//! All of it runs on one thread inside the client, so that events keep the order in which the kernel queued them for it.
+//! It decides nothing.
+
+mod resolver_file;
+
+pub use resolver_file::{ResolverFile, Version, nameservers};
+
+use crate::{
+    history::{Event, Recorder, now},
+    sandbox::{Node, SandboxError},
+    scenario::Tamper,
+};
+use futures::StreamExt;
+use nlink::{Connection, Nftables, Route, RtnetlinkGroup, netlink::nftables::NftablesEvent};
+use std::path::PathBuf;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A watcher that could not be started or went blind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// The thread is gone.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// Netlink notifications cannot be had.
+    #[error("failed to watch the client's {what}: {source}")]
+    Netlink {
+        /// What.
+        what: &'static str,
+        /// The kernel's words.
+        source: nlink::Error,
+    },
+    /// The resolver file cannot be watched or changed.
+    #[error("failed to {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's words.
+        source: std::io::Error,
+    },
+}
+
+type Tampering = (Tamper, oneshot::Sender<Result<Version, WatchError>>);
+
+/// Running watchers; they stop with the node.
+#[derive(Debug)]
+pub struct Watch {
+    _node: Node,
+    versions: watch::Receiver<Version>,
+    tamper: mpsc::UnboundedSender<Tampering>,
+}
+
+impl Watch {
+    /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening.
+    pub async fn start(node: Node, recorder: Recorder, resolver_file: PathBuf) -> Result<Self, WatchError> {
+        let (tamper, tamperings) = mpsc::unbounded_channel();
+        let versions = node
+            .run(move || async move {
+                let file = ResolverFile::open(resolver_file)?;
+                let (tell, versions) = watch::channel(file.version()?);
+                start_generations(recorder.clone(), versions.clone()).await?;
+                start_network(recorder.clone()).await?;
+                tokio::task::spawn_local(file.follow(recorder, tell, tamperings));
+                Ok::<_, WatchError>(versions)
+            })
+            .await??;
+        Ok(Self { _node: node, versions, tamper })
+    }
+
+    /// Changes the resolver file as an outsider would; gives back the version that the outsider left.
+    pub async fn tamper(&self, how: Tamper) -> Result<Version, WatchError> {
+        let (done, result) = oneshot::channel();
+        let gone = || WatchError::Sandbox(SandboxError::NodeGone("watch".into()));
+        self.tamper.send((how, done)).map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+
+    /// The present version, and those that follow.
+    pub fn versions(&self) -> watch::Receiver<Version> {
+        self.versions.clone()
+    }
+}
+
+async fn start_generations(recorder: Recorder, resolver: watch::Receiver<Version>) -> Result<(), WatchError> {
+    let failed = |source| WatchError::Netlink { what: "nftables rules", source };
+    let connection = Connection::<Nftables>::new().map_err(failed)?;
+    connection.subscribe_all().map_err(failed)?;
+    let path = resolver.borrow().path.clone();
+    tokio::task::spawn_local(async move {
+        let mut events = connection.into_events().await;
+        let mut changes = Vec::new();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(NftablesEvent::NewGen(generation)) => {
+                    let t = now(libc::CLOCK_REALTIME);
+                    // Read at once: what the file is now, it was at the latest after this generation took effect.
+                    let resolver = Version::read(&path).map(|version| version.hash).ok();
+                    recorder.record_at(
+                        t,
+                        Event::Generation {
+                            id: generation.id,
+                            process: generation.proc_name,
+                            changes: std::mem::take(&mut changes),
+                            resolver,
+                        },
+                    );
+                }
+                Ok(event) => changes.push(summary(&event)),
+                Err(error) => {
+                    recorder.record(Event::Harness { problem: format!("nftables notifications were lost: {error}") });
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// A change in a few words; the whole ruleset is in the snapshots.
+fn summary(event: &NftablesEvent) -> String {
+    match event {
+        NftablesEvent::NewTable(table) => format!("add table {} {}", table.family, table.name),
+        NftablesEvent::DelTable(table) => format!("delete table {} {}", table.family, table.name),
+        NftablesEvent::NewChain(chain) => format!("add chain {} {} {}", chain.family, chain.table, chain.name),
+        NftablesEvent::DelChain(chain) => format!("delete chain {} {} {}", chain.family, chain.table, chain.name),
+        NftablesEvent::NewRule(rule) => format!("add rule {} {} {} handle {}", rule.family, rule.table, rule.chain, rule.handle),
+        NftablesEvent::DelRule(rule) => {
+            format!("delete rule {} {} {} handle {}", rule.family, rule.table, rule.chain, rule.handle)
+        }
+        other => {
+            let text = format!("{other:?}");
+            text.chars().take(160).collect()
+        }
+    }
+}
+
+async fn start_network(recorder: Recorder) -> Result<(), WatchError> {
+    let failed = |source| WatchError::Netlink { what: "links, addresses, routes and rules", source };
+    let connection = Connection::<Route>::new().map_err(failed)?;
+    connection
+        .subscribe(&[
+            RtnetlinkGroup::Link,
+            RtnetlinkGroup::Ipv4Addr,
+            RtnetlinkGroup::Ipv6Addr,
+            RtnetlinkGroup::Ipv4Route,
+            RtnetlinkGroup::Ipv6Route,
+            RtnetlinkGroup::Ipv4Rule,
+            RtnetlinkGroup::Ipv6Rule,
+        ])
+        .map_err(failed)?;
+    tokio::task::spawn_local(async move {
+        let mut events = connection.into_events().await;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    let text = format!("{event:?}");
+                    recorder.record(Event::Network { change: text.chars().take(400).collect() });
+                }
+                Err(error) => {
+                    recorder.record(Event::Harness { problem: format!("network notifications were lost: {error}") });
+                }
+            }
+        }
+    });
+    Ok(())
+}

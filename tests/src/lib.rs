@@ -1,0 +1,1 @@
+//! Watertight's own tests.
