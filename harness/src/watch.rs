@@ -45,6 +45,9 @@ pub enum WatchError {
     },
 }
 
+/// Room for notifications that wait to be read, in bytes.
+const NOTIFICATIONS: usize = 16 << 20;
+
 type Tampering = (Tamper, oneshot::Sender<Result<Version, WatchError>>);
 
 /// Running watchers; they stop with the node.
@@ -89,6 +92,8 @@ impl Watch {
 async fn start_generations(recorder: Recorder, resolver: watch::Receiver<Version>) -> Result<(), WatchError> {
     let failed = |source| WatchError::Netlink { what: "nftables rules", source };
     let connection = Connection::<Nftables>::new().map_err(failed)?;
+    // A batch of hundreds of rules arrives at once; a thread that is late must not lose it.
+    connection.socket().set_rcvbuf(NOTIFICATIONS).map_err(failed)?;
     connection.subscribe_all().map_err(failed)?;
     let path = resolver.borrow().path.clone();
     tokio::task::spawn_local(async move {
@@ -141,6 +146,7 @@ fn summary(event: &NftablesEvent) -> String {
 async fn start_network(recorder: Recorder) -> Result<(), WatchError> {
     let failed = |source| WatchError::Netlink { what: "links, addresses, routes and rules", source };
     let connection = Connection::<Route>::new().map_err(failed)?;
+    connection.socket().set_rcvbuf(NOTIFICATIONS).map_err(failed)?;
     connection
         .subscribe(&[
             RtnetlinkGroup::Link,

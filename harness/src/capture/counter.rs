@@ -5,13 +5,14 @@ use std::fmt;
 
 use nlink::{
     Connection, Nftables,
-    netlink::nftables::{BaseChain, Chain, Family, FilterHook, Object, ObjectState, Policy, Priority, Rule},
+    netlink::nftables::{BaseChain, Chain, Family, Expr, FilterHook, Object, ObjectState, PayloadBase, Policy, Priority, Register, Rule},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     error::{Error, NEEDS_NET_ADMIN},
-    socket::interface_index,
+    frame::LinkType,
+    socket::{hardware, interface_index, packet_socket},
 };
 
 /// Name of the table, of family netdev, in the far end's namespace.
@@ -48,13 +49,17 @@ impl WitnessCounter {
         if !connection.list_tables_in(Family::Netdev).await.map_err(failed)?.iter().any(|table| table.name == TABLE) {
             transaction = transaction.add_table(TABLE, Family::Netdev);
         }
-        transaction
+        transaction = transaction
             .add_object(&Object::counter(TABLE, &chain).family(Family::Netdev))
-            .add_chain(Chain::new(TABLE, chain.as_str()).map_err(failed)?.family(Family::Netdev).base(base))
-            .add_rule(Rule::new(TABLE, &chain).family(Family::Netdev).counter_named(&chain))
-            .commit(&connection)
-            .await
-            .map_err(failed)?;
+            .add_chain(Chain::new(TABLE, chain.as_str()).map_err(failed)?.family(Family::Netdev).base(base));
+        // Broadcast and multicast that this machine itself sends on the link is looped back through the hook, without
+        // a link-layer header; it never was on the wire. Loading a byte of that header ends the rule for it.
+        let mut rule = Rule::new(TABLE, &chain).family(Family::Netdev);
+        if is_ethernet(interface)? {
+            rule = rule.expr(Expr::Payload { dreg: Register::R0, base: PayloadBase::LinkLayer, offset: 12, len: 2 });
+        }
+        transaction = transaction.add_rule(rule.counter_named(&chain));
+        transaction.commit(&connection).await.map_err(failed)?;
         Ok(Self { connection, interface: interface.to_owned(), counter: chain })
     }
 
@@ -75,6 +80,11 @@ impl WitnessCounter {
             }),
         }
     }
+}
+
+fn is_ethernet(interface: &str) -> Result<bool, Error> {
+    let hardware = hardware(&packet_socket(interface)?, interface)?;
+    Ok(LinkType::of_hardware(hardware.hardware_type) == Some(LinkType::Ethernet))
 }
 
 impl fmt::Debug for WitnessCounter {

@@ -65,7 +65,12 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                 let Some(definition) = kinds.get(kind) else { continue };
                 // A state that changes while it is probed promises nothing in particular.
                 let Some(policy) = the_one_policy(interval, record.t) else { continue };
-                let must = must_answer(interval, policy, definition, &baseline);
+                let edited = recording.records[..at]
+                    .iter()
+                    .any(|record| matches!(&record.event, Event::File { cause, .. } if cause == "outsider"));
+                let must = must_answer(interval, policy, definition, &baseline)
+                    // What an outsider left is restored, whether or not it works.
+                    .filter(|_| !(edited && policy.mode == Mode::Open && definition.how == How::System));
                 if let Some((requirement, why)) = &must
                     && !answered
                 {
@@ -195,7 +200,7 @@ fn must_answer(
             let steady = !matches!(kind.how, How::OldTcp(_) | How::OldUdp(_));
             (was && steady).then(|| ("FWL-1", "it was answered before the subject started".to_owned()))
         }
-        Mode::Connected if !dead && !interval.tunnel_removed => {
+        Mode::Connected if !dead && !interval.tunnel_removed && !interval.relay_silent => {
             let settings = policy.settings.as_ref()?;
             let approved = approved(settings);
             let requirement = policy.requirement();

@@ -7,7 +7,7 @@
 use super::{policy::Policy, recording::Recording};
 use crate::{
     history::{Cause, Event, MarkerKind},
-    scenario::{Fault, Step},
+    scenario::{Fault, RelayMode, Step},
 };
 use watertight_protocol::{Settings, State};
 
@@ -27,8 +27,8 @@ pub struct Interval {
     pub time: (u64, u64),
     /// Policies of which any may explain a frame.
     pub policies: Vec<Policy>,
-    /// A policy that may explain a frame too, from this time on.
-    pub next: Option<(u64, Policy)>,
+    /// Policies that may explain a frame too, each from this time on.
+    pub next: Vec<(u64, Policy)>,
     /// What the subject's process is.
     pub life: Life,
     /// The last reported state.
@@ -41,6 +41,8 @@ pub struct Interval {
     pub window: Option<usize>,
     /// Whether the tunnel interface was taken away before.
     pub tunnel_removed: bool,
+    /// Whether the relay was silent at some time since the last connect.
+    pub relay_silent: bool,
 }
 
 /// What the subject's process is.
@@ -89,11 +91,7 @@ impl Interval {
     /// The policies that may explain a frame at `t`.
     pub fn policies_at(&self, t: u64) -> Vec<&Policy> {
         let mut policies: Vec<&Policy> = self.policies.iter().collect();
-        if let Some((from, next)) = &self.next
-            && t >= *from
-        {
-            policies.push(next);
-        }
+        policies.extend(self.next.iter().filter(|(from, _)| t >= *from).map(|(_, policy)| policy));
         policies
     }
 
@@ -151,6 +149,7 @@ struct Walk<'a> {
     window: usize,
     probing: bool,
     tunnel_removed: bool,
+    relay_silent: bool,
     ending: bool,
     /// What the calls that are under way lead to.
     heading: Vec<State>,
@@ -183,6 +182,7 @@ impl<'a> Walk<'a> {
             window: 0,
             probing: false,
             tunnel_removed: false,
+            relay_silent: false,
             ending: false,
             heading: Vec::new(),
         }
@@ -192,7 +192,7 @@ impl<'a> Walk<'a> {
         let count = self.recording.records.len();
         let first = self.barriers.first().map_or(count, |barrier| barrier.at);
         let end_of_time = self.recording.records.last().map_or(0, |record| record.t);
-        let mut intervals = vec![self.interval(0, 0..first, (0, self.barriers.first().map_or(end_of_time, |b| b.t)), None)];
+        let mut intervals = vec![self.interval(0, 0..first, (0, self.barriers.first().map_or(end_of_time, |b| b.t)), Vec::new())];
         for index in 0..self.barriers.len() {
             let (id, at, t) = (self.barriers[index].id, self.barriers[index].at, self.barriers[index].t);
             self.enter(index);
@@ -201,7 +201,7 @@ impl<'a> Walk<'a> {
             self.take_events(at..end);
             let after = std::mem::replace(&mut self.policies, before);
             // New settings count from the moment they are given, the old ones until they are in force.
-            let mut interval = self.interval(id, at..end, (t, end_t), self.next_policy(index));
+            let mut interval = self.interval(id, at..end, (t, end_t), self.next_policies(index));
             for policy in &after {
                 if !interval.policies.contains(policy) {
                     interval.policies.push(policy.clone());
@@ -218,7 +218,7 @@ impl<'a> Walk<'a> {
         barrier: u64,
         records: std::ops::Range<usize>,
         time: (u64, u64),
-        next: Option<(u64, Policy)>,
+        next: Vec<(u64, Policy)>,
     ) -> Interval {
         Interval {
             barrier,
@@ -232,6 +232,7 @@ impl<'a> Walk<'a> {
             in_step: self.in_step,
             window: self.probing.then_some(self.window),
             tunnel_removed: self.tunnel_removed,
+            relay_silent: self.relay_silent,
         }
     }
 
@@ -249,6 +250,10 @@ impl<'a> Walk<'a> {
             Cause::State { state } => {
                 self.state = Some(state);
                 self.policies = vec![Policy::of(state, self.settings.as_ref())];
+                if state == State::Connected {
+                    // A tunnel that was just made works.
+                    self.relay_silent = false;
+                }
                 if matches!(state, State::Connected | State::Error | State::Disconnected) {
                     self.heading.clear();
                 }
@@ -291,6 +296,7 @@ impl<'a> Walk<'a> {
             Some(Step::Restart(_)) => self.ending = false,
             Some(Step::Link(_)) => self.tunnel_removed = true,
             Some(Step::Connect(_)) => self.tunnel_removed = false,
+            Some(Step::Relay(RelayMode::Silent)) => self.relay_silent = true,
             Some(_) => {}
         }
     }
@@ -316,40 +322,50 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The policy of the next reported state, if it comes before the next step, and from when it counts.
-    fn next_policy(&self, index: usize) -> Option<(u64, Policy)> {
+    /// The policies of the states that are reported before the next step, and from when each counts.
+    fn next_policies(&self, index: usize) -> Vec<(u64, Policy)> {
+        let records = &self.recording.records;
         let mut settings = self.settings.clone();
-        let (target, policy) = self.barriers[index + 1..]
+        let mut taken = self.barriers[index].at;
+        // What the harness or the subject said before: a transition begins after it.
+        let mut previous = self.barriers[..=index]
             .iter()
-            .take_while(|barrier| !matches!(barrier.cause, Cause::Step { .. } | Cause::Start))
-            .find_map(|barrier| match &barrier.cause {
-                Cause::State { state } | Cause::Restarted { state } => {
-                    for record in &self.recording.records[self.barriers[index].at..barrier.at] {
-                        if let Event::Settings(new) = &record.event {
-                            settings = Some(new.clone());
-                        }
-                    }
-                    Some((barrier, Policy::of(*state, settings.as_ref())))
+            .rfind(|barrier| {
+                matches!(barrier.cause, Cause::State { .. } | Cause::Step { .. } | Cause::Restarted { .. })
+            })
+            .map(|barrier| (barrier.t, matches!(barrier.cause, Cause::Step { .. })))
+            .unwrap_or_default();
+        let mut policies = Vec::new();
+        for target in &self.barriers[index + 1..] {
+            for record in &records[taken..target.at] {
+                if let Event::Settings(new) = &record.event {
+                    settings = Some(new.clone());
                 }
-                Cause::Ended if self.ending => Some((barrier, Policy::of(State::Disconnected, settings.as_ref()))),
-                _ => None,
-            })?;
-        // The transition cannot have begun before the last thing that the harness or the subject said.
-        let since = self.barriers[..=index]
-            .iter()
-            .rev()
-            .find(|barrier| matches!(barrier.cause, Cause::State { .. } | Cause::Step { .. } | Cause::Restarted { .. }))
-            .map_or(0, |barrier| barrier.at);
-        let first_change = self.recording.records[since..target.at].iter().find(|record| {
-            matches!(
-                record.event,
-                Event::Generation { .. } | Event::Network { .. } | Event::File { by_harness: false, .. }
-            )
-        });
-        let from = match first_change {
-            Some(change) => change.t.saturating_sub(NOTICE).max(target.t.saturating_sub(TRANSITION)),
-            None => target.t.saturating_sub(NOTICE),
-        };
-        Some((from, policy))
+            }
+            taken = target.at;
+            let state = match &target.cause {
+                Cause::Step { .. } | Cause::Start => break,
+                Cause::State { state } | Cause::Restarted { state } => *state,
+                Cause::Ended if self.ending => State::Disconnected,
+                _ => continue,
+            };
+            // A step is told before it begins; a notification is noticed after it was sent.
+            let since = if previous.1 { previous.0 } else { previous.0.saturating_sub(NOTICE) };
+            let first_change = records.iter().find(|record| {
+                record.t >= since
+                    && record.t <= target.t
+                    && matches!(
+                        record.event,
+                        Event::Generation { .. } | Event::Network { .. } | Event::File { by_harness: false, .. }
+                    )
+            });
+            let from = match first_change {
+                Some(change) => change.t.saturating_sub(NOTICE).max(since).max(target.t.saturating_sub(TRANSITION)),
+                None => target.t.saturating_sub(NOTICE).max(since),
+            };
+            policies.push((from, Policy::of(state, settings.as_ref())));
+            previous = (target.t, false);
+        }
+        policies
     }
 }

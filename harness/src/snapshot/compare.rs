@@ -157,13 +157,22 @@ impl Comparison<'_> {
 
     /// Files by what they are part of, so that one finding is about one thing.
     fn files(&self, topic: &str) -> Vec<Difference> {
-        let (before, after) = (self.files_of(self.before, topic), self.files_of(self.after, topic));
-        let mut keys: BTreeSet<&str> = before.keys().chain(after.keys()).copied().collect();
-        keys.retain(|key| before.get(key) != after.get(key));
-        if topic == "etc" {
-            // What is in both topics is shown with its content in the other one.
-            let (before, after) = (self.files_of(self.before, "files"), self.files_of(self.after, "files"));
-            keys.retain(|key| before.get(key) == after.get(key));
+        let (mut before, mut after) = (self.files_of(self.before, topic), self.files_of(self.after, topic));
+        let mut keys = differing(&before, &after);
+        // What is different in both topics is a difference in "etc", shown as in "files", where its content is.
+        let other = if topic == "etc" { "files" } else { "etc" };
+        let (other_before, other_after) = (self.files_of(self.before, other), self.files_of(self.after, other));
+        for key in differing(&other_before, &other_after) {
+            if topic == "files" {
+                keys.remove(key);
+            } else if keys.contains(key) {
+                let show = |files: &mut BTreeMap<_, _>, other: &BTreeMap<_, _>| match other.get(key) {
+                    Some(text) => files.insert(key, *text),
+                    None => files.remove(key),
+                };
+                show(&mut before, &other_before);
+                show(&mut after, &other_after);
+            }
         }
         let mut groups: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
         for key in keys {
@@ -335,6 +344,11 @@ fn class_of(path: &str) -> &'static str {
     if SERVICES.iter().any(|service| path.starts_with(service)) { "X05" } else { "X01" }
 }
 
+fn differing<'a>(before: &BTreeMap<&'a str, &str>, after: &BTreeMap<&'a str, &str>) -> BTreeSet<&'a str> {
+    let keys = before.keys().chain(after.keys());
+    keys.copied().filter(|key| before.get(key) != after.get(key)).collect()
+}
+
 fn summary_of_files(before: &BTreeMap<&str, &str>, after: &BTreeMap<&str, &str>, keys: &[&str]) -> String {
     let (mut added, mut missing, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     for key in keys {
@@ -343,10 +357,10 @@ fn summary_of_files(before: &BTreeMap<&str, &str>, after: &BTreeMap<&str, &str>,
             files.get(key).map(|text| text.split([' ', '\n']).nth(1).unwrap_or("").to_owned())
         };
         match (state(before), state(after)) {
-            (None, Some(now)) if now == "deleted" => missing.push(*key),
+            (_, Some(now)) if now == "deleted" => missing.push(*key),
             (None, Some(now)) if now == "changed" => changed.push(*key),
             (None, Some(_)) => added.push(*key),
-            (Some(was), None) if was == "deleted" => added.push(*key),
+            (Some(was), _) if was == "deleted" => added.push(*key),
             (Some(was), None) if was == "changed" => changed.push(*key),
             (Some(_), None) => missing.push(*key),
             (Some(_), Some(_)) => changed.push(*key),

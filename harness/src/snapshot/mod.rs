@@ -108,6 +108,13 @@ pub enum Error {
         /// What.
         what: String,
     },
+    /// The calling thread is in another network namespace than everything that it sees in /proc.
+    #[error("no process in {} is in the calling thread's network namespace; call from a thread in the client's namespaces", proc.display())]
+    #[non_exhaustive]
+    NoProcess {
+        /// The directory that was searched.
+        proc: PathBuf,
+    },
     /// A stored snapshot holds something that is no topic.
     #[error("{} is no snapshot: {reason}; give the `before` or `after` directory of a bundle", path.display())]
     #[non_exhaustive]
@@ -133,7 +140,7 @@ impl Error {
 /// `scope.root/proc`.
 ///
 /// Everything is read by the calling thread itself, without a pause in between and without starting a process, so the future
-/// never waits: it is to be awaited on the client's own current-thread runtime. Takes about 10 ms.
+/// never waits: it is to be awaited on the client's own current-thread runtime. Takes 5 to 10 ms.
 ///
 /// # Errors
 ///

@@ -64,7 +64,7 @@ pub fn nftables(netlink: &mut Netlink) -> Result<String, Error> {
         let (key, rest) = key(&message);
         let name = named(rest, NAME);
         let elements = elements(netlink, &key, &name)?;
-        let text = objects::set(&name, rest, &elements.iter().map(|message| body(message)).collect::<Vec<_>>());
+        let text = objects::set(&name, rest, &elements.iter().map(body).collect::<Vec<_>>());
         tables.entry(key).or_default().parts.insert((1, name), text);
     }
     for (order, action, get, render) in [

@@ -33,9 +33,7 @@ const UNCONNECTED: u8 = 7;
 /// The topic: TCP sockets that listen, UDP and raw sockets that take packets from anywhere, packet sockets. Not those of the
 /// harness itself, whose numbers `own` holds.
 pub fn sockets(root: &Path, ignored: &[u32], own: &HashSet<u64>) -> Result<String, Error> {
-    let Some(net) = proc_net(root)? else {
-        return Ok("unknown: no process of the client is in this network namespace\n".into());
-    };
+    let net = proc_net(root)?;
     let mut own = own.clone();
     for pid in ignored {
         own.extend(socket_inodes(&root.join(format!("proc/{pid}/fd"))));
@@ -163,7 +161,7 @@ fn socket_inodes(dir: &Path) -> Vec<u64> {
 
 /// The net directory of a process in /proc that is in the calling thread's network namespace: /proc/self is not there
 /// when /proc is of another PID namespace than the thread.
-pub fn proc_net(root: &Path) -> Result<Option<PathBuf>, Error> {
+pub fn proc_net(root: &Path) -> Result<PathBuf, Error> {
     nix::ioctl_none_bad!(socket_namespace, libc::SIOCGSKNS);
     let own = || -> io::Result<u64> {
         let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
@@ -177,10 +175,10 @@ pub fn proc_net(root: &Path) -> Result<Option<PathBuf>, Error> {
     let own = own().map_err(|source| Error::io("find the network namespace of", Path::new("this thread"), source))?;
     for (_, dir) in pids(root, &[])? {
         if fs::metadata(dir.join("ns/net")).is_ok_and(|namespace| namespace.ino() == own) {
-            return Ok(Some(dir.join("net")));
+            return Ok(dir.join("net"));
         }
     }
-    Ok(None)
+    Err(Error::NoProcess { proc: root.join("proc") })
 }
 
 /// Empty if the kernel has no such protocol.

@@ -217,7 +217,7 @@ fn packets_change_nothing_and_everything_else_does() {
         let egress = BaseChain::filter(FilterHook::egress("lo"), Priority::Filter);
         let netdev = Chain::new("low", "egress").expect("a name").family(Family::Netdev).base(egress);
         for (what, part, transaction) in [
-            ("an element", "+    element 8.8.8.8\n", begin().add_set_elements(&servers, &[dns.clone()])),
+            ("an element", "+    element 8.8.8.8\n", begin().add_set_elements(&servers, std::slice::from_ref(&dns))),
             (
                 "an element's comment",
                 "comment \"dns\"\n",
