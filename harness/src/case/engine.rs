@@ -62,6 +62,9 @@ pub(super) struct Engine {
     pub(super) expected_end: Arc<Mutex<bool>>,
     pub(super) patch: SettingsPatch,
     pub(super) killed: bool,
+    pub(super) frozen: bool,
+    /// Answers to what was sent without waiting.
+    pub(super) sent: Vec<tokio::task::JoinHandle<()>>,
     pub(super) window: usize,
     pub(super) runs: u32,
     pub(super) outsider: Option<Version>,
@@ -184,6 +187,8 @@ impl Engine {
             expected_end: Arc::default(),
             patch,
             killed: false,
+            frozen: false,
+            sent: Vec::new(),
             window: 0,
             runs: 0,
             outsider: None,

@@ -13,6 +13,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
+use watertight_protocol::{Capability, State, method};
 
 /// How long an attempt may wait for its answer, in milliseconds. An answer that comes ends the wait, and so does a refusal:
 /// only a subject that drops in silence costs this much.
@@ -23,6 +24,8 @@ const SILENT_MS: u64 = 100;
 const FLOW_ANSWER_MS: u64 = 1000;
 /// A port of the client at which unsolicited packets are received, or not.
 const INBOUND_PORT: u16 = 40053;
+/// How long an unsolicited packet may take from one end of a link to a socket at the other.
+const INBOUND_WAIT: Duration = Duration::from_millis(150);
 /// Sends of one hammer that may reach the wire: enough to see any opening, few enough to store.
 const HAMMER_BUDGET: u64 = 20_000;
 
@@ -87,14 +90,15 @@ impl Engine {
             }
             specs[kind.who as usize].push(kind.spec(&planned.id, &planned.name, window, answer_ms(kind)));
         }
+        // First: what they ask for is resolved afresh, and the probes would do it meanwhile.
+        let mut services = self.services().await;
+        services.extend(self.api().await);
         let [root, user, guest] = specs;
         let agents = [(Some(&self.root), root), (self.user.as_ref(), user), (self.guest.as_ref(), guest)];
         let attempts = futures::future::join_all(agents.into_iter().filter_map(|(agent, specs)| {
             let agent = agent?;
             (!specs.is_empty()).then(|| agent.client.probe(specs))
         }));
-        // First: what they ask for is resolved afresh, and the probes would do it meanwhile.
-        let services = self.services().await;
         let (attempts, inbound) = tokio::join!(attempts, self.inbound());
         for probed in attempts {
             let probed = probed?;
@@ -155,6 +159,25 @@ impl Engine {
         vec![results.0, results.1, results.2, results.3, results.4]
     }
 
+    /// The API must be reachable in error and under lockdown (FWL-8, FWL-2), where the subject can be asked to try.
+    async fn api(&mut self) -> Option<Event> {
+        let state = self.known.borrow().state;
+        let blocked = state == Some(State::Error) || (state == Some(State::Disconnected) && self.patch.lockdown == Some(true));
+        let can = self.initialized.as_ref().is_some_and(|initialized| {
+            initialized.known_capabilities().any(|capability| capability == Capability::ApiCheck)
+        });
+        if self.patch.api.is_none() || !blocked || !can || self.is_idle() {
+            return None;
+        }
+        let answer = self.call(method::API_CHECK, serde_json::json!({}), super::engine::ANSWER).await;
+        let reachable = answer.as_ref().is_ok_and(|answer| answer["reachable"] == serde_json::Value::Bool(true));
+        let detail = match answer {
+            Ok(answer) => format!("api_check answered {answer}"),
+            Err(error) => error.to_string(),
+        };
+        Some(Event::Service { service: "api".into(), works: reachable, detail })
+    }
+
     /// Unsolicited packets from the LAN: to the tunnel's address (FWL-15), and from port 53 (FWL-7). The same packet to the
     /// uplink's address from another port is the control.
     async fn inbound(&self) -> Vec<Event> {
@@ -178,7 +201,7 @@ impl Engine {
             ("from-port-53", SocketAddr::new(LAN_V4.into(), 53), IpAddr::from(CLIENT_V4), false),
             ("control", SocketAddr::new(LAN_V4.into(), 4054), IpAddr::from(CLIENT_V4), true),
         ];
-        let specs = cases
+        let specs: Vec<ProbeSpec> = cases
             .iter()
             .map(|(id, source, to, _)| ProbeSpec {
                 id: format!("inbound-{window}-{id}"),
@@ -191,19 +214,28 @@ impl Engine {
                     destination: SocketAddr::new(*to, INBOUND_PORT),
                     shape: Shape::Plain,
                 },
-                timeout_ms: 100,
+                timeout_ms: 10,
                 as_uid: None,
                 as_gid: None,
             })
             .collect();
-        if let Err(error) = self.lan.client.probe(specs).await {
-            return vec![Event::Harness { problem: format!("unsolicited packets were not sent: {error}") }];
+        // One after the other: the control is the last.
+        for spec in specs {
+            if let Err(error) = self.lan.client.probe(vec![spec]).await {
+                return vec![Event::Harness { problem: format!("unsolicited packets were not sent: {error}") }];
+            }
+        }
+        // The control was sent last: when it is there, so is everything that was let through. Where it is dropped too,
+        // the deadline is the answer.
+        let mut from = BTreeSet::new();
+        let deadline = tokio::time::Instant::now() + INBOUND_WAIT;
+        while let Ok(Some(received)) = tokio::time::timeout_at(deadline, listening.received.recv()).await {
+            from.extend(received.from.map(|address| (address.port(), received.to.map(|to| to.ip()))));
+            if cases.iter().any(|(_, source, to, control)| *control && from.contains(&(source.port(), Some(*to)))) {
+                break;
+            }
         }
         let _ = self.root.client.unlisten(&format!("inbound-{window}")).await;
-        let mut from = BTreeSet::new();
-        while let Some(received) = listening.received.recv().await {
-            from.extend(received.from.map(|address| (address.port(), received.to.map(|to| to.ip()))));
-        }
         cases
             .iter()
             .map(|(id, source, to, control)| Event::Inbound {

@@ -58,17 +58,23 @@ impl Engine {
                 self.send(name, params);
                 Ok(true)
             }
-            Step::Wait(target) => Ok(self.wait_for(*target, 0, wait_limit(*target)).await),
+            Step::Wait(target) => {
+                // What was sent without waiting is carried out first.
+                for answer in std::mem::take(&mut self.sent) {
+                    let _ = answer.await;
+                }
+                Ok(self.wait_for(*target, 0, wait_limit(*target)).await)
+            }
             Step::Configure(patch) => {
                 self.patch = self.patch.with(patch);
                 let settings = self.settings();
                 let before = self.known.borrow().notifications;
-                let answered = self.configure(&settings).await?;
+                self.configure(&settings).await?;
                 // A changed tunnel goes by connecting to connected again, after the answer or before.
-                if answered && self.known.borrow().state == Some(State::Connecting) {
+                if self.known.borrow().state == Some(State::Connecting) {
                     return Ok(self.wait_for(State::Connected, before, TO_CONNECTED).await);
                 }
-                Ok(answered)
+                Ok(!self.known.borrow().ended)
             }
             Step::Fault(fault) => self.fault(*fault).await,
             Step::Restart(_) => self.restart().await,
@@ -128,10 +134,10 @@ impl Engine {
     fn send(&mut self, name: &str, params: Value) {
         let Some((pending, started)) = self.send_recorded(name, params) else { return };
         let (recorder, name, id) = (self.recorder.clone(), name.to_owned(), pending.id);
-        tokio::spawn(async move {
+        self.sent.push(tokio::spawn(async move {
             let result = pending.within(ANSWER).await;
             recorder.record(answer_event(id, &name, &result, started));
-        });
+        }));
     }
 
     fn record_answer(&self, id: u64, name: &str, result: &Result<Value, CallError>, started: Instant) {
@@ -139,7 +145,12 @@ impl Engine {
         self.recorder.record(answer_event(id, name, result, started));
     }
 
-    async fn call(&mut self, name: &str, params: Value, within: Duration) -> Result<Value, CallError> {
+    /// Whether there is nobody to answer: no process, or one that is frozen.
+    pub(super) fn is_idle(&self) -> bool {
+        self.subject.is_none() || self.frozen || self.known.borrow().ended
+    }
+
+    pub(super) async fn call(&mut self, name: &str, params: Value, within: Duration) -> Result<Value, CallError> {
         let Some((pending, started)) = self.send_recorded(name, params) else {
             return Err(CallError::Gone { method: name.into() });
         };
@@ -262,6 +273,7 @@ impl Engine {
             *self.expected_end.lock().expect("no holder panics") = true;
         }
         self.killed = fault == Fault::Kill;
+        self.frozen = fault == Fault::Stop;
         match signal {
             Some(signal) => {
                 if let Err(error) = subject.process().signal(signal) {

@@ -2,7 +2,7 @@
 
 use super::{
     explain::{Rule, on_uplink},
-    recording::Recording,
+    recording::{Recording, probe_socket},
     timeline::{Life, Timeline},
     verdict::{Accounting, Condition},
 };
@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 /// How far the two clocks may drift apart within a case before it counts as a step, in nanoseconds.
@@ -101,21 +101,19 @@ fn positive_control(recording: &Recording) -> Condition {
         .filter_map(|(name, _)| baseline.names.get(name.as_str()).copied())
         .collect();
     // Connections that carry no readable DNS are told by their socket.
-    let mut ports: HashMap<u16, &str> = HashMap::new();
+    let mut sockets: HashMap<(IpAddr, u16, bool), &str> = HashMap::new();
     for record in &recording.records {
         if let Event::Probe { id, attempt } = &record.event
             && let (Some(kind), Some(local)) = (baseline.kinds.get(id.as_str()), attempt.local)
         {
-            ports.insert(local.port(), *kind);
+            sockets.insert(probe_socket(kind, local), *kind);
         }
     }
-    let by_port: BTreeSet<&str> = frames
+    let by_socket: BTreeSet<&str> = frames
         .iter()
-        .filter_map(|frame| frame.decoded.ports())
-        .filter_map(|(from, to)| ports.get(&from).copied().filter(|kind| {
-            // Only where the frame cannot be read as DNS: TLS, and connections that nobody accepts.
-            kind.starts_with("dot") || kind.starts_with("tcp") && to != 0
-        }))
+        .filter_map(|frame| sockets.get(&frame.sender()?).copied())
+        // Only where the frame cannot be read as DNS: TLS, and connections that nobody accepts.
+        .filter(|kind| kind.starts_with("dot") || kind.starts_with("tcp"))
         .collect();
     let needed: BTreeSet<String> = windows
         .iter()
@@ -124,11 +122,19 @@ fn positive_control(recording: &Recording) -> Condition {
         .collect();
     let missing: Vec<String> = needed
         .iter()
-        .filter(|kind| !seen.contains(kind.as_str()) && !by_port.contains(kind.as_str()))
+        .filter(|kind| !seen.contains(kind.as_str()) && !by_socket.contains(kind.as_str()))
         .filter(|kind| system_has_servers(recording, kind))
         .map(|kind| format!("{kind} was not seen to leave before the subject started"))
         .collect();
     let figures = format!("{} of {} kinds seen to leave unprotected", needed.len() - missing.len(), needed.len());
+    let mut missing = missing;
+    // Unsolicited packets reach a socket of the client when nothing protects it.
+    let first_inbound = recording.records.iter().filter_map(|record| match &record.event {
+        Event::Inbound { id, received, .. } => Some((id.as_str(), *received)),
+        _ => None,
+    });
+    let unheard = first_inbound.take(3).filter(|(id, received)| *id != "tunnel-address" && !received);
+    missing.extend(unheard.map(|(id, _)| format!("the unsolicited packet '{id}' did not arrive before the subject started")));
     condition(name, missing, figures)
 }
 

@@ -82,7 +82,12 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                         format!("expected an answer ({why}); {}: {}", definition.target(), words(attempt)),
                     ));
                 }
-                if must.is_none() && policy.protects() && interval.life == Life::Running && is_slow(attempt) {
+                if must.is_none()
+                    && policy.protects()
+                    && interval.life == Life::Running
+                    && is_refused_by_policy(definition)
+                    && is_slow(attempt)
+                {
                     let entry = slow.entry(policy.name().into()).or_insert((0, String::new()));
                     entry.0 += 1;
                     entry.1 = format!("{}: {}", definition.target(), words(attempt));
@@ -234,6 +239,15 @@ fn is_approved(approved: &super::policy::Approved, address: IpAddr, _settings: &
     } else {
         None
     }
+}
+
+/// What must be refused at once: DNS of the client itself, to where somebody would answer.
+fn is_refused_by_policy(kind: &Kind) -> bool {
+    use crate::testbed::plan::{API, RELAY_V4};
+    let plain = matches!(kind.how, How::Udp(..) | How::Tcp(..) | How::LinkLocal | How::OldUdp(_));
+    let silent = [IpAddr::from(RELAY_V4), API.ip()];
+    let server = kind.server();
+    plain && kind.who != probe::Who::Guest && server.is_some_and(|server| server.port() == 53 && !silent.contains(&server.ip()))
 }
 
 fn is_slow(attempt: &Attempt) -> bool {

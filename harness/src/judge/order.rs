@@ -174,10 +174,14 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
             continue;
         }
         // Without a packet in the gap: the generation that opened was read together with a file that was still the subject's.
-        let last_generation = recording.records[interval.records.clone()].iter().rev().find_map(|record| match &record.event {
-            Event::Generation { id, resolver: Some(resolver), .. } => Some((*id, resolver.as_str(), record.t)),
-            _ => None,
-        });
+        // The last one before the next step is the one that opened, however late it was noticed.
+        let last_generation = recording.records[interval.records.start..until]
+            .iter()
+            .filter_map(|record| match &record.event {
+                Event::Generation { id, resolver: Some(resolver), .. } => Some((*id, resolver.as_str(), record.t)),
+                _ => None,
+            })
+            .max_by_key(|(_, _, t)| *t);
         if let Some((generation, resolver, t)) = last_generation
             && resolver == last_own.hash
             && t < restored_at

@@ -7,6 +7,7 @@ use crate::{
 };
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -42,6 +43,21 @@ pub struct SeenFrame {
     pub after_barrier: u64,
     /// A marker of this case, if it is one.
     pub marker: Option<Marker>,
+}
+
+impl SeenFrame {
+    /// The socket that sent it: address, port, and whether it is TCP.
+    pub fn sender(&self) -> Option<(IpAddr, u16, bool)> {
+        let (from, _) = self.decoded.ports()?;
+        let tcp = matches!(self.decoded.transport, Some(capture::Transport::Tcp(_)));
+        Some((self.decoded.ip.as_ref()?.src, from, tcp))
+    }
+}
+
+/// The socket that a kind of probe sends from, as [`SeenFrame::sender`] gives it.
+pub fn probe_socket(kind: &str, local: SocketAddr) -> (IpAddr, u16, bool) {
+    let tcp = ["tcp", "dot", "old-tcp"].iter().any(|start| kind.starts_with(start));
+    (local.ip(), local.port(), tcp)
 }
 
 /// One link's capture.

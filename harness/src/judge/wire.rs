@@ -3,7 +3,7 @@
 use super::{
     explain::{Rule, in_tunnel, on_uplink},
     policy::{Mode, Policy},
-    recording::{Recording, SeenFrame},
+    recording::{Recording, SeenFrame, probe_socket},
     timeline::{Interval, Life, Timeline},
     verdict::{Evidence, Finding, Verdict},
 };
@@ -24,14 +24,14 @@ const TUNNEL_DELAY: u64 = 500_000_000;
 /// A probe's kind and window, found by its name or its socket.
 struct Probes<'a> {
     by_name: HashMap<&'a str, &'a str>,
-    by_port: HashMap<u16, &'a str>,
+    by_socket: HashMap<(IpAddr, u16, bool), &'a str>,
     tag: &'a str,
 }
 
 impl<'a> Probes<'a> {
     fn of(recording: &'a Recording) -> Self {
         let mut kinds = HashMap::new();
-        let (mut by_name, mut by_port) = (HashMap::new(), HashMap::new());
+        let (mut by_name, mut by_socket) = (HashMap::new(), HashMap::new());
         for record in &recording.records {
             match &record.event {
                 Event::Planned { probes } => {
@@ -42,13 +42,13 @@ impl<'a> Probes<'a> {
                 }
                 Event::Probe { id, attempt } => {
                     if let (Some(local), Some(kind)) = (attempt.local, kinds.get(id.as_str())) {
-                        by_port.insert(local.port(), *kind);
+                        by_socket.insert(probe_socket(kind, local), *kind);
                     }
                 }
                 _ => {}
             }
         }
-        Self { by_name, by_port, tag: &recording.header.tag }
+        Self { by_name, by_socket, tag: &recording.header.tag }
     }
 
     /// The kind of the probe that a frame belongs to; `hammer` for the hammer's.
@@ -60,7 +60,7 @@ impl<'a> Probes<'a> {
         if name.is_some_and(|name| name.starts_with(&format!("{}-h", self.tag))) {
             return Some("hammer");
         }
-        frame.decoded.ports().and_then(|(from, _)| self.by_port.get(&from)).copied()
+        self.by_socket.get(&frame.sender()?).copied()
     }
 }
 
