@@ -96,7 +96,7 @@ pub(super) fn probe_raw(
 }
 
 /// A UDP socket that holds the source port, so that the kernel does not answer the answer with an ICMP message, and that
-/// receives the answer. A source address that is not the client's own has none.
+/// receives the answer. A source address that is not the client's own has none, and neither has a port that somebody holds.
 struct Reserved {
     source: SocketAddr,
     socket: Option<Socket>,
@@ -110,7 +110,7 @@ impl Reserved {
                 let source = sockets::local(&socket).unwrap_or(source);
                 Ok(Self { source, socket: Some(socket) })
             }
-            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE)) => {
                 let port = if source.port() == 0 { rand::random_range(49_152..=65_535) } else { source.port() };
                 Ok(Self { source: SocketAddr::new(source.ip(), port), socket: None })
             }

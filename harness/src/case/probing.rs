@@ -221,9 +221,12 @@ impl Engine {
             .collect();
         // One after the other: the control is the last.
         for spec in specs {
-            if let Err(error) = self.lan.client.probe(vec![spec]).await {
-                return vec![Event::Harness { problem: format!("unsolicited packets were not sent: {error}") }];
-            }
+            let problem = match self.lan.client.probe(vec![spec]).await {
+                Ok(probed) if probed.attempts.iter().all(|(_, attempt)| attempt.tried) && probed.missing.is_empty() => continue,
+                Ok(probed) => format!("{:?}{:?}", probed.attempts, probed.missing),
+                Err(error) => error.to_string(),
+            };
+            return vec![Event::Harness { problem: format!("unsolicited packets were not sent: {problem}") }];
         }
         // The control was sent last: when it is there, so is everything that was let through. Where it is dropped too,
         // the deadline is the answer.

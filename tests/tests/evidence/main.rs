@@ -1,0 +1,105 @@
+//! Evidence cannot be faked by accident: whatever goes missing, the verdict is `INCONCLUSIVE` and says what is missing.
+//!
+//! Two kinds of trials: a run whose evidence is damaged while it is taken (`--sabotage`), and a finished `PASS` bundle that is
+//! damaged afterwards and judged again.
+
+mod damage;
+
+use damage::{DAMAGES, Damage};
+use libtest_mimic::{Arguments, Failed};
+use std::{path::Path, sync::OnceLock};
+use watertight_tests::{Bundle, Needs, missing, run, trial};
+
+/// What the program does to its own evidence, and words of the reason that must be given.
+const SABOTAGES: [(&str, &[&str]); 6] = [
+    ("tiny-ring", &["accounting: ", "uplink: the kernel dropped"]),
+    ("frozen-reader", &["was not seen on uplink", "the capture is not reading"]),
+    ("late-capture", &["agreement: ", "uplink: the near end sent"]),
+    ("skipped-probe", &["stimulus: ", "was not tried"]),
+    ("lost-canary", &["liveness: ", "Canary", "was sent on uplink and is not in its capture"]),
+    ("cut-log", &["agreement: ", "the far resolvers counted"]),
+];
+
+/// States, transitions, a tunnel and a restore: every kind of evidence is in it.
+const CASE: [&str; 6] = ["--scenario", "states/connect-disconnect", "--case", "static-file+default", "--jobs", "1"];
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let reason = missing(Needs::Cases);
+    let sabotages = SABOTAGES.iter().map(|(name, words)| {
+        trial(&format!("recorded::{name}"), reason.as_deref(), || recorded_with(name, words))
+    });
+    let damages = DAMAGES
+        .iter()
+        .map(|damage| trial(&format!("finished::{}", damage.name), reason.as_deref(), || judged_after(damage)));
+    let trials = sabotages.chain(damages).collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn recorded_with(sabotage: &str, words: &[&str]) -> Result<(), Failed> {
+    let bundle = Bundle::record(&[&CASE[..], &["--sabotage", sabotage]].concat());
+    let result = bundle.only_result();
+    let seen = format!("{}: {}", result.verdict, result.reason);
+    let problem = if bundle.ran.code() != Some(2) || result.verdict.as_str() != "INCONCLUSIVE" {
+        Some("expected INCONCLUSIVE and exit code 2".to_owned())
+    } else {
+        missing_words(&result.reason, words)
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => {
+            Err(format!("{problem}\ngot {seen} (exit code {:?})\nbundle: {}", bundle.ran.code(), bundle.keep().display()).into())
+        }
+    }
+}
+
+/// The bundle that all damages start from, recorded once a process.
+fn whole() -> &'static Bundle {
+    static WHOLE: OnceLock<Bundle> = OnceLock::new();
+    WHOLE.get_or_init(|| {
+        let bundle = Bundle::record(&CASE);
+        let result = bundle.only_result();
+        assert_eq!(result.verdict.as_str(), "PASS", "damage shows on a pass only: {}", result.reason);
+        bundle
+    })
+}
+
+fn judged_after(damage: &Damage) -> Result<(), Failed> {
+    let copy = tempfile::Builder::new().prefix("watertight-test-").tempdir()?;
+    copy_tree(&whole().cases()[0], copy.path())?;
+    (damage.inflict)(copy.path());
+    let judged = run(["judge".as_ref(), copy.path().as_os_str()]);
+    let problem = if judged.code() != Some(2) || !judged.said.starts_with("INCONCLUSIVE") {
+        Some("expected INCONCLUSIVE and exit code 2".to_owned())
+    } else {
+        missing_words(&judged.said, damage.words)
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => {
+            let kept = copy.keep();
+            Err(format!("{problem}\ngot exit code {:?}:\n{}\ncase: {}", judged.code(), judged.said, kept.display()).into())
+        }
+    }
+}
+
+fn missing_words(text: &str, words: &[&str]) -> Option<String> {
+    let missing = words.iter().find(|words| !text.contains(*words))?;
+    Some(format!("expected the reason to say '{missing}'"))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (source, target) = {
+            let entry = entry?;
+            (entry.path(), to.join(entry.file_name()))
+        };
+        if source.is_dir() {
+            copy_tree(&source, &target)?;
+        } else {
+            std::fs::copy(&source, &target)?;
+        }
+    }
+    Ok(())
+}
