@@ -19,7 +19,8 @@ fn main() {
 /// Scenarios lie in folders by area; the files beside this one are not scenarios.
 fn collect(root: &Path, folder: &Path, ids: &mut Vec<String>) {
     println!("cargo::rerun-if-changed={}", folder.display());
-    let mut entries: Vec<_> = fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path()).collect();
+    let mut entries: Vec<_> =
+        fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path()).collect();
     entries.sort();
     for path in entries {
         if path.is_dir() && path.file_name().is_some_and(|name| name != "src" && name != "target") {

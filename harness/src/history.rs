@@ -365,7 +365,9 @@ impl Recorder {
     /// Starts a history in a new file.
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = File::options().write(true).create_new(true).open(path)?;
-        Ok(Self { inner: Arc::new(Mutex::new(Inner { next: 0, file: BufWriter::with_capacity(1 << 16, file), failed: None })) })
+        Ok(Self {
+            inner: Arc::new(Mutex::new(Inner { next: 0, file: BufWriter::with_capacity(1 << 16, file), failed: None })),
+        })
     }
 
     /// Appends an event; its time is now.

@@ -4,8 +4,8 @@
 //! written from the requirements and shares no code with any firewall.
 
 mod evidence;
-mod explain;
 mod expected;
+mod explain;
 mod order;
 mod policy;
 mod recording;

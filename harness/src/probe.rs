@@ -211,9 +211,12 @@ impl Kind {
             How::Udp(server, binding) => {
                 Via::Udp { server: Endpoint::from(*server), bind: bind(*binding, *server), mark: None }
             }
-            How::Tcp(server, binding) => {
-                Via::Tcp { server: Endpoint::from(*server), bind: bind(*binding, *server), mark: None, fast_open: false }
-            }
+            How::Tcp(server, binding) => Via::Tcp {
+                server: Endpoint::from(*server),
+                bind: bind(*binding, *server),
+                mark: None,
+                fast_open: false,
+            },
             How::Tls(server) => Via::Tls { server: Endpoint::from(*server), bind: Bind::None, mark: None },
             How::LinkLocal => Via::Udp { server: link_local(), bind: Bind::None, mark: None },
             How::OldUdp(_) => Via::UdpSocket { socket: format!("{}-{window}", self.id) },

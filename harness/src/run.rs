@@ -13,7 +13,10 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    sync::{Mutex, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -61,7 +64,12 @@ pub fn run_all(
             });
         }
     });
-    verdicts.into_inner().expect("no holder panics").into_iter().map(|verdict| verdict.expect("every case ran")).collect()
+    verdicts
+        .into_inner()
+        .expect("no holder panics")
+        .into_iter()
+        .map(|verdict| verdict.expect("every case ran"))
+        .collect()
 }
 
 /// Runs one case and judges it.
@@ -106,12 +114,8 @@ pub enum RunError {
 fn record(plan: &CasePlan) -> Result<(), RunError> {
     let log_path = plan.folder.join("harness.log");
     let log = std::fs::File::create(&log_path)?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg("@case")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()?;
+    let mut child =
+        Command::new("/proc/self/exe").arg("@case").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn()?;
     let mut lifeline = child.stdin.take().expect("its input is piped");
     let mut line = serde_json::to_vec(plan).map_err(io::Error::from)?;
     line.push(b'\n');

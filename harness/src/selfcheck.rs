@@ -77,7 +77,8 @@ fn tun() -> Result<String, Box<dyn Error>> {
 
 async fn nftables() -> Result<String, Box<dyn Error>> {
     use nlink::{Connection, Nftables, netlink::nftables::Family};
-    let advice = "use a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_NETDEV (`modprobe nf_tables`)";
+    let advice =
+        "use a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_NETDEV (`modprobe nf_tables`)";
     let connection = Connection::<Nftables>::new()?;
     for family in [Family::Inet, Family::Netdev] {
         connection.add_table("watertight_check", family).await.map_err(|error| format!("{error}; {advice}"))?;
@@ -137,8 +138,11 @@ async fn smoke_subject(command: SubjectCommand, isolation: Isolation) -> Result<
         Arc::new(move |event| seen.lock().expect("no holder panics").push(event)),
     )
     .await?;
-    let params =
-        InitializeParams { protocol: PROTOCOL_VERSION, state_dir: crate::case::STATE_DIR.into(), uplink: UPLINK.into() };
+    let params = InitializeParams {
+        protocol: PROTOCOL_VERSION,
+        state_dir: crate::case::STATE_DIR.into(),
+        uplink: UPLINK.into(),
+    };
     // Any key will do: nothing is connected to.
     let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     let checked = smoke(&mut subject, &params, &settings(&SettingsPatch::default(), key, key)).await;

@@ -132,7 +132,9 @@ fn summary(event: &NftablesEvent) -> String {
         NftablesEvent::DelTable(table) => format!("delete table {} {}", table.family, table.name),
         NftablesEvent::NewChain(chain) => format!("add chain {} {} {}", chain.family, chain.table, chain.name),
         NftablesEvent::DelChain(chain) => format!("delete chain {} {} {}", chain.family, chain.table, chain.name),
-        NftablesEvent::NewRule(rule) => format!("add rule {} {} {} handle {}", rule.family, rule.table, rule.chain, rule.handle),
+        NftablesEvent::NewRule(rule) => {
+            format!("add rule {} {} {} handle {}", rule.family, rule.table, rule.chain, rule.handle)
+        }
         NftablesEvent::DelRule(rule) => {
             format!("delete rule {} {} {} handle {}", rule.family, rule.table, rule.chain, rule.handle)
         }

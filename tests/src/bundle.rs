@@ -38,8 +38,9 @@ impl Bundle {
     /// If there is none, with all that the program said.
     pub fn report(&self) -> ReportFile {
         let read = fs::read(self.path().join("report.json")).map_err(|error| error.to_string());
-        read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()))
-            .unwrap_or_else(|error| panic!("no report: {error}; the program ended with {}:\n{}", self.ran.status, self.ran.said))
+        read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string())).unwrap_or_else(
+            |error| panic!("no report: {error}; the program ended with {}:\n{}", self.ran.status, self.ran.said),
+        )
     }
 
     /// The result of its only case.

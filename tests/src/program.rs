@@ -64,7 +64,8 @@ fn built_once_a_run() -> PathBuf {
     let folder = places.target.join("tmp");
     let attempt = || -> io::Result<PathBuf> {
         fs::create_dir_all(&folder)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(folder.join("watertight-build.lock"))?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(folder.join("watertight-build.lock"))?;
         lock.lock()?;
         let note = folder.join("watertight-build.note");
         if let Some(path) = fs::read_to_string(&note).ok().and_then(|text| Some(text.strip_prefix(&run)?.to_owned())) {
@@ -100,7 +101,15 @@ fn build(places: &Places) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--package", "watertight-cli", "--bin", "watertight", "--message-format", "json-render-diagnostics"])
+        .args([
+            "build",
+            "--package",
+            "watertight-cli",
+            "--bin",
+            "watertight",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
         .arg("--manifest-path")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))
         .arg("--profile")
@@ -111,7 +120,8 @@ fn build(places: &Places) -> PathBuf {
     // What cargo says of the test's own crate is not true of the crates that are built here; build scripts that watch these
     // variables would run again, and everything that depends on them would be compiled again.
     for (name, _) in std::env::vars_os() {
-        let of_a_crate = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR"];
+        let of_a_crate =
+            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR"];
         if of_a_crate.iter().any(|start| name.to_string_lossy().starts_with(start)) || name == "OUT_DIR" {
             command.env_remove(name);
         }

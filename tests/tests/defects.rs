@@ -9,7 +9,8 @@ use watertight_tests::{Bundle, Needs, missing, repeats, trial};
 fn main() {
     let arguments = Arguments::from_args();
     let reason = missing(Needs::Cases);
-    let trials = DEFECTS.iter().map(|defect| trial(defect.name, reason.as_deref(), || caught_each_time(defect))).collect();
+    let trials =
+        DEFECTS.iter().map(|defect| trial(defect.name, reason.as_deref(), || caught_each_time(defect))).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list && conclusion.num_filtered_out == 0 {
         println!("defects caught: {} of {}", conclusion.num_passed, DEFECTS.len());
@@ -26,7 +27,8 @@ fn caught_each_time(defect: &'static Defect) -> Result<(), Failed> {
 
 fn caught(defect: &Defect) -> Result<(), String> {
     let subject = format!("leaky:{}", defect.name);
-    let bundle = Bundle::record(&["--subject", &subject, "--scenario", defect.scenario, "--case", defect.case, "--jobs", "1"]);
+    let bundle =
+        Bundle::record(&["--subject", &subject, "--scenario", defect.scenario, "--case", defect.case, "--jobs", "1"]);
     let result = bundle.only_result();
     let caught = result.findings.iter().any(|finding| {
         (finding.verdict.as_str(), finding.requirement.as_str(), finding.class.as_str())
@@ -40,7 +42,10 @@ fn caught(defect: &Defect) -> Result<(), String> {
         .findings
         .iter()
         .map(|finding| {
-            format!("  {} {} {} ({}×, {}): {}", finding.verdict, finding.requirement, finding.class, finding.count, finding.window, finding.summary)
+            format!(
+                "  {} {} {} ({}×, {}): {}",
+                finding.verdict, finding.requirement, finding.class, finding.count, finding.window, finding.summary
+            )
         })
         .collect();
     let code = bundle.ran.code();

@@ -25,10 +25,18 @@ struct Lack {
 const LACKS: [Lack; 3] = [
     Lack {
         name: "user-namespaces",
-        words: &["this machine cannot run cases: namespaces: ", "user.max_user_namespaces", "apparmor_restrict_unprivileged_userns"],
+        words: &[
+            "this machine cannot run cases: namespaces: ",
+            "user.max_user_namespaces",
+            "apparmor_restrict_unprivileged_userns",
+        ],
         make: no_user_namespaces,
     },
-    Lack { name: "tun", words: &["this machine cannot run cases: TUN", "/dev/net/tun", "modprobe tun", "CONFIG_TUN"], make: no_tun },
+    Lack {
+        name: "tun",
+        words: &["this machine cannot run cases: TUN", "/dev/net/tun", "modprobe tun", "CONFIG_TUN"],
+        make: no_tun,
+    },
     Lack {
         name: "nf-tables",
         words: &["this machine cannot run cases: nf_tables: ", "CONFIG_NF_TABLES", "modprobe nf_tables"],
@@ -48,7 +56,8 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let reason = missing(Needs::Cases).or_else(|| missing(Needs::Root));
-    let trials = LACKS.iter().map(|lack| trial(&format!("without::{}", lack.name), reason.as_deref(), || refused(lack)));
+    let trials =
+        LACKS.iter().map(|lack| trial(&format!("without::{}", lack.name), reason.as_deref(), || refused(lack)));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -65,7 +74,11 @@ fn refused(lack: &Lack) -> Result<(), Failed> {
     let said = String::from_utf8_lossy(&run.stderr);
     if run.status.code() != Some(69) || doctor.status.code() != Some(69) {
         let told = String::from_utf8_lossy(&doctor.stdout);
-        return Err(format!("expected exit code 69; run ended with {}:\n{said}\ndoctor with {}:\n{told}", run.status, doctor.status).into());
+        return Err(format!(
+            "expected exit code 69; run ended with {}:\n{said}\ndoctor with {}:\n{told}",
+            run.status, doctor.status
+        )
+        .into());
     }
     if let Some(words) = lack.words.iter().find(|words| !said.contains(*words)) {
         return Err(format!("expected '{words}' in\n{said}").into());
@@ -99,7 +112,12 @@ fn no_tun() -> io::Result<()> {
 fn no_nf_tables() -> io::Result<()> {
     // Offsets in struct seccomp_data (seccomp(2)); of the arguments, the lower half.
     let (number, argument) = (0, |index: u32| 16 + 8 * index + if cfg!(target_endian = "big") { 4 } else { 0 });
-    let load = |offset| libc::sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset };
+    let load = |offset| libc::sock_filter {
+        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k: offset,
+    };
     let unless = |value: i64, skip: u8| libc::sock_filter {
         code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
         jt: 0,

@@ -13,9 +13,18 @@ fn every_case_of_the_suite_passes_on_the_reference_and_judging_again_agrees() {
     for time in 1..=repeats() {
         let bundle = Bundle::record(&[]);
         let report = bundle.report();
-        let total: usize = watertight::scenario::suite().expect("the suite loads").values().map(|scenario| scenario.matrix.cases().len()).sum();
+        let total: usize = watertight::scenario::suite()
+            .expect("the suite loads")
+            .values()
+            .map(|scenario| scenario.matrix.cases().len())
+            .sum();
         assert_eq!(report.results.len(), total, "every case of the suite was to be run:\n{}", bundle.ran.said);
-        println!("run {time} of {}: {total} cases, verdicts {:?}, {}", repeats(), report.totals, seconds(&bundle.ran.said));
+        println!(
+            "run {time} of {}: {total} cases, verdicts {:?}, {}",
+            repeats(),
+            report.totals,
+            seconds(&bundle.ran.said)
+        );
 
         let others: Vec<String> = report
             .results
@@ -25,7 +34,11 @@ fn every_case_of_the_suite_passes_on_the_reference_and_judging_again_agrees() {
             .collect();
         if !others.is_empty() || bundle.ran.code() != Some(0) {
             let code = bundle.ran.code();
-            panic!("expected PASS of every case, and exit code 0; got exit code {code:?} and\n{}\nbundle: {}", others.join("\n"), bundle.keep().display());
+            panic!(
+                "expected PASS of every case, and exit code 0; got exit code {code:?} and\n{}\nbundle: {}",
+                others.join("\n"),
+                bundle.keep().display()
+            );
         }
 
         let judged = run(["judge".as_ref(), bundle.path().as_os_str()]);

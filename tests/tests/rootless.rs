@@ -11,8 +11,7 @@ use nix::{
     unistd::{Gid, Uid, chown, setgid, setgroups, setuid},
 };
 use std::{
-    fs,
-    io,
+    fs, io,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -30,7 +29,8 @@ fn main() -> ExitCode {
     if let [_, entry, folder, rest @ ..] = words.as_slice()
         && entry == "@ordinary"
     {
-        let problem = become_ordinary(Path::new(folder)).map_or_else(|error| error, |()| Command::new(&rest[0]).args(&rest[1..]).exec());
+        let problem = become_ordinary(Path::new(folder))
+            .map_or_else(|error| error, |()| Command::new(&rest[0]).args(&rest[1..]).exec());
         eprintln!("failed to become an ordinary user: {problem}");
         return ExitCode::from(71);
     }
@@ -53,7 +53,16 @@ fn ordinary_user() -> Result<(), Failed> {
     let output = Command::new("/proc/self/exe")
         .arg("@ordinary")
         .args([folder.path(), &own])
-        .args(["run", "--scenario", "states/connect-disconnect", "--case", "static-file+default", "--jobs", "1", "--bundle"])
+        .args([
+            "run",
+            "--scenario",
+            "states/connect-disconnect",
+            "--case",
+            "static-file+default",
+            "--jobs",
+            "1",
+            "--bundle",
+        ])
         .arg(&bundle)
         .current_dir(folder.path())
         .env("HOME", folder.path())
@@ -67,10 +76,16 @@ fn ordinary_user() -> Result<(), Failed> {
     };
     let result = &report.results[0];
     if result.verdict.as_str() != "PASS" || !output.status.success() {
-        return Err(format!("expected PASS as an ordinary user; got {}: {}\n{said}", result.verdict, result.reason).into());
+        return Err(
+            format!("expected PASS as an ordinary user; got {}: {}\n{said}", result.verdict, result.reason).into()
+        );
     }
     let told = result.notes.iter().any(|note| note.contains("probes of an ordinary user cannot be made here"));
-    if told { Ok(()) } else { Err(format!("the report does not say what could not be tried: {:?}", result.notes).into()) }
+    if told {
+        Ok(())
+    } else {
+        Err(format!("the report does not say what could not be tried: {:?}", result.notes).into())
+    }
 }
 
 /// Why an ordinary user cannot run cases here, if so.

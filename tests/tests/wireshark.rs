@@ -30,7 +30,8 @@ fn tshark_shows_each_finding_on_its_frame() {
         return;
     }
     let defect = watertight_leaky::defect("ipv6-unfiltered").expect("it is planted");
-    let bundle = Bundle::record(&["--subject", "leaky:ipv6-unfiltered", "--scenario", defect.scenario, "--case", defect.case]);
+    let bundle =
+        Bundle::record(&["--subject", "leaky:ipv6-unfiltered", "--scenario", defect.scenario, "--case", defect.case]);
     let findings = bundle.only_result().findings;
     let case = &bundle.cases()[0];
     let expected: BTreeSet<(&str, u64)> = findings
@@ -42,7 +43,12 @@ fn tshark_shows_each_finding_on_its_frame() {
     for link in ["uplink", "tunnel"] {
         let path = case.join(format!("{link}.pcapng"));
         let frames = watertight::capture::read(&path).expect("a whole capture").frames.len();
-        assert_eq!(tshark(&path, &["-e", "frame.number"]).len(), frames, "comments change no count: {}", path.display());
+        assert_eq!(
+            tshark(&path, &["-e", "frame.number"]).len(),
+            frames,
+            "comments change no count: {}",
+            path.display()
+        );
         let shown = tshark(&path, &["-Y", "frame.comment", "-e", "frame.number", "-e", "frame.comment"]);
         let numbers: BTreeSet<u64> = shown.iter().filter_map(|line| line.split('\t').next()?.parse().ok()).collect();
         let wanted = expected.iter().filter(|(of, _)| *of == link).map(|(_, frame)| *frame).collect();

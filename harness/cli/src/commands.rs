@@ -66,8 +66,9 @@ fn globs(patterns: &[String]) -> miette::Result<globset::GlobSet> {
 fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     let suite = suite(arguments.scenarios.as_deref())?;
     let (wanted, cases) = (globs(&arguments.scenario)?, globs(&arguments.case)?);
-    let subject = subjects::command(&arguments.subject.subject, &arguments.subject.arguments, &arguments.subject.environment)
-        .map_err(|error| miette!("{error}"))?;
+    let subject =
+        subjects::command(&arguments.subject.subject, &arguments.subject.arguments, &arguments.subject.environment)
+            .map_err(|error| miette!("{error}"))?;
     if let Err(code) = doctor::check() {
         return Ok(code);
     }
@@ -108,9 +109,9 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
         .into_iter()
         .enumerate()
         .map(|(index, (id, definition, axes))| {
-            let folder = run::case_folder(&bundle, &subject.name, &id, &axes.id()).into_diagnostic().wrap_err_with(|| {
-                format!("failed to make a folder for {id} in {}", bundle.display())
-            })?;
+            let folder = run::case_folder(&bundle, &subject.name, &id, &axes.id())
+                .into_diagnostic()
+                .wrap_err_with(|| format!("failed to make a folder for {id} in {}", bundle.display()))?;
             let nonce = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64 + 1);
             Ok(CasePlan { scenario: id, definition, axes, subject: subject.clone(), folder, nonce, sabotage })
         })
@@ -126,7 +127,12 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     terminal::findings(&verdicts, &bundle, &replay);
     terminal::matrix(&verdicts);
     terminal::requirements(&verdicts);
-    println!("\n{} cases in {:.1} s, seed {seed}\nbundle: {}", verdicts.len(), started.elapsed().as_secs_f64(), bundle.display());
+    println!(
+        "\n{} cases in {:.1} s, seed {seed}\nbundle: {}",
+        verdicts.len(),
+        started.elapsed().as_secs_f64(),
+        bundle.display()
+    );
     Ok(exit_code(&verdicts, arguments.strict))
 }
 
@@ -134,14 +140,20 @@ fn bundle_folder(wanted: Option<&Path>) -> miette::Result<PathBuf> {
     let folder = match wanted {
         Some(folder) => folder.to_path_buf(),
         None => {
-            let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let seconds =
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
             PathBuf::from(format!("watertight-bundles/{seconds}-{}", std::process::id()))
         }
     };
     if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("the bundle folder {} is not empty: nothing was run, and nothing in it was touched; name another one", folder.display());
+        bail!(
+            "the bundle folder {} is not empty: nothing was run, and nothing in it was touched; name another one",
+            folder.display()
+        );
     }
-    std::fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| format!("failed to make {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("failed to make {}", folder.display()))?;
     folder.canonicalize().into_diagnostic()
 }
 
@@ -209,7 +221,8 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
         What::Requirements => {
             let suite = suite(folder)?;
             for requirement in spec::requirements() {
-                let scenarios = suite.values().filter(|scenario| scenario.requirements.contains(&requirement.id)).count();
+                let scenarios =
+                    suite.values().filter(|scenario| scenario.requirements.contains(&requirement.id)).count();
                 println!("{:<7} {scenarios:>3} scenarios  {}", requirement.id, requirement.text);
             }
         }
@@ -225,7 +238,10 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
         }
         What::Defects => {
             for defect in watertight_leaky::DEFECTS {
-                println!("{:<36} {:<13} {:<7} {:<4} {}", defect.name, defect.verdict, defect.requirement, defect.class, defect.summary);
+                println!(
+                    "{:<36} {:<13} {:<7} {:<4} {}",
+                    defect.name, defect.verdict, defect.requirement, defect.class, defect.summary
+                );
             }
         }
     }
@@ -235,8 +251,12 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
 fn explain(id: &str) -> miette::Result<ExitCode> {
     if let Some(requirement) = spec::requirement(id) {
         println!("{} ({:?})\n{}\nfrom: {}", requirement.id, requirement.level, requirement.text, requirement.seed);
-        let scenarios: Vec<String> =
-            scenario::suite().into_diagnostic()?.into_iter().filter(|(_, s)| s.requirements.contains(&requirement.id)).map(|(id, _)| id).collect();
+        let scenarios: Vec<String> = scenario::suite()
+            .into_diagnostic()?
+            .into_iter()
+            .filter(|(_, s)| s.requirements.contains(&requirement.id))
+            .map(|(id, _)| id)
+            .collect();
         println!("checked by: {}", if scenarios.is_empty() { "no scenario yet".into() } else { scenarios.join(", ") });
     } else if let Some(class) = spec::leak_class(id) {
         println!("{} {}\nseen in: {}", class.id, class.name, class.source);
@@ -245,7 +265,10 @@ fn explain(id: &str) -> miette::Result<ExitCode> {
     } else if let Some((code, meaning)) = EXIT_CODES.iter().find(|(code, _)| code.to_string() == id) {
         println!("exit status {code}: {meaning}");
     } else if let Some(defect) = watertight_leaky::defect(id) {
-        println!("{}: {}\ncaught by {} as {} {} {}", defect.name, defect.summary, defect.scenario, defect.verdict, defect.requirement, defect.class);
+        println!(
+            "{}: {}\ncaught by {} as {} {} {}",
+            defect.name, defect.summary, defect.scenario, defect.verdict, defect.requirement, defect.class
+        );
     } else if let Some(scenario) = scenario::suite().into_diagnostic()?.get(id) {
         println!("{id}: {}\nchecks {}", scenario.title, scenario.requirements.join(", "));
         for (index, step) in scenario.steps.iter().enumerate() {

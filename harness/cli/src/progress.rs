@@ -2,11 +2,7 @@
 
 use crate::terminal::paint;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::{
-    io::IsTerminal,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{io::IsTerminal, sync::Mutex, time::Duration};
 use watertight::{case::CasePlan, run::Progress};
 
 /// Shows what runs.
@@ -23,7 +19,8 @@ impl<'a> Live<'a> {
         let live = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bars = live.then(MultiProgress::new);
         let total = bars.as_ref().map(|bars| {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cases, {elapsed}").expect("a valid template");
+            let style =
+                ProgressStyle::with_template("{bar:30} {pos}/{len} cases, {elapsed}").expect("a valid template");
             bars.add(ProgressBar::new(plans.len() as u64).with_style(style))
         });
         Self { plans, bars, total, running: Mutex::default(), done: Mutex::default() }
@@ -42,7 +39,11 @@ impl<'a> Live<'a> {
                 let mut done = self.done.lock().expect("no holder panics");
                 *done += 1;
                 let seconds = verdict.duration_ms as f64 / 1000.0;
-                let reason = if verdict.reason.is_empty() { String::new() } else { format!("  {}", first_line(&verdict.reason)) };
+                let reason = if verdict.reason.is_empty() {
+                    String::new()
+                } else {
+                    format!("  {}", first_line(&verdict.reason))
+                };
                 match &self.bars {
                     Some(bars) => {
                         let mut running = self.running.lock().expect("no holder panics");

@@ -51,7 +51,11 @@ pub fn matrix(verdicts: &[CaseVerdict]) {
         let marks: String = cases.iter().map(|case| mark(case.verdict)).collect();
         let worst = cases.iter().map(|case| case.verdict).min().unwrap_or(Verdict::Pass);
         let seconds: f64 = cases.iter().map(|case| case.duration_ms as f64 / 1000.0).sum();
-        println!("{scenario:width$}  {marks}{}  {} {seconds:5.1} s", " ".repeat(14usize.saturating_sub(cases.len())), pad(worst));
+        println!(
+            "{scenario:width$}  {marks}{}  {} {seconds:5.1} s",
+            " ".repeat(14usize.saturating_sub(cases.len())),
+            pad(worst)
+        );
     }
     println!("\n. PASS  L LEAK  R NOT-RESTORED  O OVERBLOCK  F FAILED  ? INCONCLUSIVE  - UNSUPPORTED");
 }
@@ -89,7 +93,12 @@ pub fn findings(verdicts: &[CaseVerdict], bundle: &std::path::Path, replay: &str
                 println!("  requirement  {}", requirement.text);
             }
             let class = spec::leak_class(&finding.class).map_or("", |class| class.name.as_str());
-            println!("  seen         {} ({} time{})", finding.summary, finding.count, if finding.count == 1 { "" } else { "s" });
+            println!(
+                "  seen         {} ({} time{})",
+                finding.summary,
+                finding.count,
+                if finding.count == 1 { "" } else { "s" }
+            );
             println!("  when         {}", finding.window);
             println!("  leak class   {} {class}", finding.class);
             let folder = bundle.join(&case.subject.name).join(&case.scenario).join(&case.case);

@@ -8,8 +8,8 @@ mod settings;
 mod state;
 
 pub use message::{
-    ErrorObject, Incoming, InitializeParams, InitializeResult, MAX_LINE_BYTES, MAX_LINES_PER_SECOND, Request, Response,
-    StateResult, ApiCheckResult, code, method,
+    ApiCheckResult, ErrorObject, Incoming, InitializeParams, InitializeResult, MAX_LINE_BYTES, MAX_LINES_PER_SECOND,
+    Request, Response, StateResult, code, method,
 };
 pub use settings::{ApiEndpoint, Dns, IpProtocol, Server, Settings, SettingsError, Tunnel, TunnelKind};
 pub use state::{Capability, State};

@@ -5,7 +5,9 @@ use std::fmt;
 
 use nlink::{
     Connection, Nftables,
-    netlink::nftables::{BaseChain, Chain, Family, Expr, FilterHook, Object, ObjectState, PayloadBase, Policy, Priority, Register, Rule},
+    netlink::nftables::{
+        BaseChain, Chain, Expr, Family, FilterHook, Object, ObjectState, PayloadBase, Policy, Priority, Register, Rule,
+    },
 };
 use serde::{Deserialize, Serialize};
 

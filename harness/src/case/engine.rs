@@ -116,9 +116,16 @@ impl Engine {
         }
         let near = Topology::UPLINK.near;
         topology.client.run(move || async move { quiet_veth(near).await }).await??;
-        let uplink =
-            links::watch(&topology.router, "uplink", Topology::UPLINK.far, &plan.folder, plan.nonce, true, plan.sabotage)
-                .await?;
+        let uplink = links::watch(
+            &topology.router,
+            "uplink",
+            Topology::UPLINK.far,
+            &plan.folder,
+            plan.nonce,
+            true,
+            plan.sabotage,
+        )
+        .await?;
         if !late {
             topology.start().await?;
         }
@@ -132,7 +139,8 @@ impl Engine {
         markers.add("uplink", sender);
         let far = Arc::new(FarSide::start(&topology, recorder.clone()).await?);
         let tunnel =
-            links::watch(&topology.relay, "tunnel", RELAY_TUNNEL, &plan.folder, plan.nonce, false, plan.sabotage).await?;
+            links::watch(&topology.relay, "tunnel", RELAY_TUNNEL, &plan.folder, plan.nonce, false, plan.sabotage)
+                .await?;
         markers.add_tunnel(far.clone());
         machine::prepare(&topology.client, plan.axes.original).await?;
 

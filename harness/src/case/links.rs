@@ -2,7 +2,9 @@
 
 use super::{CaseError, Sabotage};
 use crate::{
-    capture::{Capture, InterfaceCounters, MarkerKind, MarkerWatch, Ring, RingConfig, Sink, WitnessCounter, quiet_veth},
+    capture::{
+        Capture, InterfaceCounters, MarkerKind, MarkerWatch, Ring, RingConfig, Sink, WitnessCounter, quiet_veth,
+    },
     history::{CaptureAccount, Event, Recorder},
     sandbox::Node,
 };
@@ -37,7 +39,8 @@ pub(super) async fn watch(
                 quiet_veth(interface).await?;
             }
             let counter = WitnessCounter::install(interface).await?;
-            let mut config = if name == "uplink" { RingConfig::uplink(interface) } else { RingConfig::quiet(interface) };
+            let mut config =
+                if name == "uplink" { RingConfig::uplink(interface) } else { RingConfig::quiet(interface) };
             if sabotage == Some(Sabotage::TinyRing) && name == "uplink" {
                 (config.blocks, config.block_size) = (2, 4096);
             }
@@ -85,10 +88,17 @@ impl WatchedLink {
         }
         let (name, capture, counter) = (self.name, self.capture, self.counter);
         let stats = tokio::task::spawn_blocking(move || capture.stop()).await;
-        let stats = match stats {
-            Ok(Ok(stats)) => stats,
-            Ok(Err(error)) => return Ok(problem(format!("the capture of {name} failed: {error}"))),
-            Err(error) => return Ok(problem(format!("the capture of {name} failed: {error}"))),
+        let failure = match stats {
+            Ok(Ok(stats)) => Ok(stats),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let stats = match failure {
+            Ok(stats) => stats,
+            Err(error) => {
+                problem(format!("the capture of {name} failed: {error}"));
+                return Ok(());
+            }
         };
         if let Some(gap) = stats.gap() {
             problem(format!("the capture of {name} is no complete evidence: {gap}"));

@@ -78,9 +78,11 @@ fn resolv_conf(original: Original) -> io::Result<()> {
         }
         Original::Dangling => symlink("/run/nobody/resolv.conf", path),
         Original::Mode0640 => replace(path, plain.as_bytes(), 0o640),
-        Original::UnknownOption => {
-            replace(path, format!("{plain}options watertight-unknown:7 no-such-option\nfuture-keyword yes\n").as_bytes(), 0o644)
-        }
+        Original::UnknownOption => replace(
+            path,
+            format!("{plain}options watertight-unknown:7 no-such-option\nfuture-keyword yes\n").as_bytes(),
+            0o644,
+        ),
         Original::SixNameservers => {
             let text = format!(
                 "nameserver {LAN_V4}\nnameserver {ISP_V4}\nnameserver {LAN_ULA}\nnameserver {PUBLIC_V4}\nnameserver {PUBLIC_V6}\nnameserver {ISP_V6}\noptions timeout:1 attempts:1\n"

@@ -67,7 +67,8 @@ impl Markers {
         };
         for (link, sender) in &mut inner.senders {
             if let Err(error) = sender.send(kind, id) {
-                self.recorder.record(Event::Harness { problem: format!("marker {id} was not sent on {link}: {error}") });
+                self.recorder
+                    .record(Event::Harness { problem: format!("marker {id} was not sent on {link}: {error}") });
             }
         }
         if let Some(far) = &inner.tunnel {
@@ -78,7 +79,8 @@ impl Markers {
                 .map_err(|error| error.to_string())
                 .and_then(|packet| far.relay.inject(&packet).map_err(|error| error.to_string()));
             if let Err(problem) = sent {
-                self.recorder.record(Event::Harness { problem: format!("marker {id} was not sent on tunnel: {problem}") });
+                self.recorder
+                    .record(Event::Harness { problem: format!("marker {id} was not sent on tunnel: {problem}") });
             }
         }
         id

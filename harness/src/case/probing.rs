@@ -1,8 +1,14 @@
 //! Probes of one window: planned first, then made, then written down, between two canaries.
 
-use super::{CaseError, Sabotage, engine::{Engine, tag}};
+use super::{
+    CaseError, Sabotage,
+    engine::{Engine, tag},
+};
 use crate::{
-    agent::{Endpoint, wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, ProbeSpec, Shape, Via, Qtype}},
+    agent::{
+        Endpoint,
+        wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, ProbeSpec, Qtype, Shape, Via},
+    },
     history::{Cause, Event, PlannedProbe},
     probe::{Kind, catalogue},
     snapshot,
@@ -40,9 +46,10 @@ impl Engine {
     /// that each window needs its own.
     pub(super) async fn open_old_flows(&mut self) -> Result<(), CaseError> {
         let windows = self.plan.definition.steps.len() + 4;
-        let flows = self.kinds(&[]).into_iter().flat_map(|kind| {
-            (1..=windows).filter_map(move |window| kind.old_flow(window)).collect::<Vec<_>>()
-        });
+        let flows = self
+            .kinds(&[])
+            .into_iter()
+            .flat_map(|kind| (1..=windows).filter_map(move |window| kind.old_flow(window)).collect::<Vec<_>>());
         let opening = flows.map(|(socket, protocol, server)| {
             let name = format!("{}-open-{socket}.{PROBE_ZONE}", tag(self.plan.nonce));
             self.root.client.open(OpenSpec {
@@ -117,11 +124,7 @@ impl Engine {
     /// Packet marks that the client's ruleset or routing rules name: what carries one claims to be the daemon's.
     async fn marks(&self) -> Result<Vec<u32>, CaseError> {
         let scope = self.scope.clone();
-        let taken = self
-            .topology
-            .client
-            .run(move || async move { snapshot::take(&scope).await })
-            .await??;
+        let taken = self.topology.client.run(move || async move { snapshot::take(&scope).await }).await??;
         let texts = ["nftables", "rules"].map(|topic| taken.topics.get(topic).map_or("", String::as_str));
         Ok(marks_in(&texts.concat()))
     }
@@ -129,7 +132,8 @@ impl Engine {
     /// Loopback, neighbours and DHCP must work in blocking states too (FWL-11).
     async fn services(&self) -> Vec<Event> {
         let agent = &self.root.client;
-        let event = |service: &str, works: bool, detail: String| Event::Service { service: service.into(), works, detail };
+        let event =
+            |service: &str, works: bool, detail: String| Event::Service { service: service.into(), works, detail };
         let failed = |service: &str, error: &dyn std::fmt::Display| Event::Harness {
             problem: format!("the service {service} was not tried: {error}"),
         };
@@ -137,11 +141,12 @@ impl Engine {
             Ok(result) => event(service, result.ok, result.detail),
             Err(error) => failed(service, &error),
         };
-        let lease = async |service: &'static str, version| {
-            match agent.dhcp(UPLINK, version, Duration::from_millis(ANSWER_MS)).await {
-                Ok(result) => event(service, result.offered.is_some(), result.detail),
-                Err(error) => failed(service, &error),
-            }
+        let lease = async |service: &'static str, version| match agent
+            .dhcp(UPLINK, version, Duration::from_millis(ANSWER_MS))
+            .await
+        {
+            Ok(result) => event(service, result.offered.is_some(), result.detail),
+            Err(error) => failed(service, &error),
         };
         let loopback = async {
             match agent.loopback().await {
@@ -162,7 +167,8 @@ impl Engine {
     /// The API must be reachable in error and under lockdown (FWL-8, FWL-2), where the subject can be asked to try.
     async fn api(&mut self) -> Option<Event> {
         let state = self.known.borrow().state;
-        let blocked = state == Some(State::Error) || (state == Some(State::Disconnected) && self.patch.lockdown == Some(true));
+        let blocked =
+            state == Some(State::Error) || (state == Some(State::Disconnected) && self.patch.lockdown == Some(true));
         let can = self.initialized.as_ref().is_some_and(|initialized| {
             initialized.known_capabilities().any(|capability| capability == Capability::ApiCheck)
         });
@@ -194,7 +200,9 @@ impl Engine {
             .await;
         let mut listening = match listening {
             Ok(listening) => listening,
-            Err(error) => return vec![Event::Harness { problem: format!("unsolicited packets were not tried: {error}") }],
+            Err(error) => {
+                return vec![Event::Harness { problem: format!("unsolicited packets were not tried: {error}") }];
+            }
         };
         let cases = [
             ("tunnel-address", SocketAddr::new(LAN_V4.into(), 4053), IpAddr::from(TUNNEL_V4), false),
@@ -222,7 +230,9 @@ impl Engine {
         // One after the other: the control is the last.
         for spec in specs {
             let problem = match self.lan.client.probe(vec![spec]).await {
-                Ok(probed) if probed.attempts.iter().all(|(_, attempt)| attempt.tried) && probed.missing.is_empty() => continue,
+                Ok(probed) if probed.attempts.iter().all(|(_, attempt)| attempt.tried) && probed.missing.is_empty() => {
+                    continue;
+                }
                 Ok(probed) => format!("{:?}{:?}", probed.attempts, probed.missing),
                 Err(error) => error.to_string(),
             };
@@ -287,7 +297,10 @@ fn answer_ms(kind: &Kind) -> u64 {
 /// Numbers behind `mark` in a ruleset's text, zero excepted.
 fn marks_in(text: &str) -> Vec<u32> {
     let mut marks = BTreeSet::new();
-    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || matches!(c, ',' | '{' | '}' | ';')).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = text
+        .split(|c: char| c.is_whitespace() || matches!(c, ',' | '{' | '}' | ';'))
+        .filter(|word| !word.is_empty())
+        .collect();
     for (at, word) in words.iter().enumerate() {
         if !matches!(*word, "mark" | "fwmark") {
             continue;

@@ -171,7 +171,8 @@ impl Engine {
         let mut known = self.known.subscribe();
         let began = Instant::now();
         let polls = !self.reports_states();
-        let reached = known.wait_for(|known| known.ended || (known.state == Some(target) && known.notifications > since));
+        let reached =
+            known.wait_for(|known| known.ended || (known.state == Some(target) && known.notifications > since));
         let result = timeout(limit, reached).await.map(|known| known.is_ok_and(|known| !known.ended));
         if let Ok(true) = result {
             return true;
@@ -211,7 +212,8 @@ impl Engine {
         self.recorder.record(Event::Started { run: self.runs });
         let subject = Subject::start(&self.client, &command, &log, self.on_event()).await?;
         self.subject = Some(subject);
-        let params = InitializeParams { protocol: PROTOCOL_VERSION, state_dir: STATE_DIR.into(), uplink: UPLINK.into() };
+        let params =
+            InitializeParams { protocol: PROTOCOL_VERSION, state_dir: STATE_DIR.into(), uplink: UPLINK.into() };
         let before = self.known.borrow().notifications;
         let answer = self.call(method::INITIALIZE, serde_json::to_value(&params).expect("plain"), ANSWER).await;
         let initialized: InitializeResult = match answer.map(serde_json::from_value) {

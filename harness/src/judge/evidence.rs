@@ -91,7 +91,11 @@ fn positive_control(recording: &Recording) -> Condition {
     let name = "positive control";
     let windows = windows(recording);
     let Some(baseline) = windows.first() else {
-        return condition(name, vec!["there was no baseline: no probe was made before the subject started".into()], "0 kinds".into());
+        return condition(
+            name,
+            vec!["there was no baseline: no probe was made before the subject started".into()],
+            "0 kinds".into(),
+        );
     };
     let empty = Vec::new();
     let frames = recording.links.get("uplink").map_or(&empty, |link| &link.frames);
@@ -115,11 +119,8 @@ fn positive_control(recording: &Recording) -> Condition {
         // Only where the frame cannot be read as DNS: TLS, and connections that nobody accepts.
         .filter(|kind| kind.starts_with("dot") || kind.starts_with("tcp"))
         .collect();
-    let needed: BTreeSet<String> = windows
-        .iter()
-        .flat_map(|window| window.kinds.values())
-        .map(|kind| control_of(kind))
-        .collect();
+    let needed: BTreeSet<String> =
+        windows.iter().flat_map(|window| window.kinds.values()).map(|kind| control_of(kind)).collect();
     let missing: Vec<String> = needed
         .iter()
         .filter(|kind| !seen.contains(kind.as_str()) && !by_socket.contains(kind.as_str()))
@@ -134,7 +135,9 @@ fn positive_control(recording: &Recording) -> Condition {
         _ => None,
     });
     let unheard = first_inbound.take(3).filter(|(id, received)| *id != "tunnel-address" && !received);
-    missing.extend(unheard.map(|(id, _)| format!("the unsolicited packet '{id}' did not arrive before the subject started")));
+    missing.extend(
+        unheard.map(|(id, _)| format!("the unsolicited packet '{id}' did not arrive before the subject started")),
+    );
     condition(name, missing, figures)
 }
 
@@ -154,7 +157,11 @@ fn system_has_servers(recording: &Recording, kind: &str) -> bool {
     use crate::scenario::Original;
     let original = recording.header.axes.original;
     match kind {
-        "system-root" | "system-user" if matches!(original, Original::Empty | Original::Missing | Original::Dangling | Original::Crlf) => false,
+        "system-root" | "system-user"
+            if matches!(original, Original::Empty | Original::Missing | Original::Dangling | Original::Crlf) =>
+        {
+            false
+        }
         "system-user" if original == Original::Mode0640 => false,
         _ => true,
     }
@@ -265,7 +272,8 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
     let mut problems = Vec::new();
     let windows = windows(recording);
     let (mut planned, mut tried) = (0, 0);
-    let expected: BTreeSet<&str> = windows.first().map(|first| first.kinds.values().copied().collect()).unwrap_or_default();
+    let expected: BTreeSet<&str> =
+        windows.first().map(|first| first.kinds.values().copied().collect()).unwrap_or_default();
     for window in &windows {
         planned += window.kinds.len();
         tried += window.tried.len();
@@ -311,7 +319,14 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
     if windows.len() < wanted + 1 {
         problems.push(format!("{} windows were probed, {} steps needed one", windows.len(), wanted + 1));
     }
-    condition("stimulus", problems, format!("{tried} of {planned} probes tried in {} windows ({probed_steps} intervals), {reports} hammers", windows.len()))
+    condition(
+        "stimulus",
+        problems,
+        format!(
+            "{tried} of {planned} probes tried in {} windows ({probed_steps} intervals), {reports} hammers",
+            windows.len()
+        ),
+    )
 }
 
 /// Wire, counter and far logs tell the same story.
@@ -388,7 +403,11 @@ fn agreement(recording: &Recording) -> Condition {
     if logged.is_empty() {
         problems.push("the far resolvers' logs are empty".into());
     }
-    condition("agreement", problems, format!("{} queries in the far logs, {compared} on the wire to them", logged.len()))
+    condition(
+        "agreement",
+        problems,
+        format!("{} queries in the far logs, {compared} on the wire to them", logged.len()),
+    )
 }
 
 /// The harness itself had no trouble.
@@ -406,7 +425,14 @@ fn harness(recording: &Recording) -> Condition {
         .collect();
     let markers = recording.markers().count();
     let explained = recording.links.get("uplink").map_or(0, |link| {
-        link.frames.iter().filter(|frame| on_uplink(frame, &super::policy::Policy::open(), "") == Some(Rule::Marker)).count()
+        link.frames
+            .iter()
+            .filter(|frame| on_uplink(frame, &super::policy::Policy::open(), "") == Some(Rule::Marker))
+            .count()
     });
-    condition("harness", problems, format!("no trouble; {markers} markers sent, {explained} marker frames on the uplink"))
+    condition(
+        "harness",
+        problems,
+        format!("no trouble; {markers} markers sent, {explained} marker frames on the uplink"),
+    )
 }

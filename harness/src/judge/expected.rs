@@ -54,7 +54,9 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
     for (at, record) in recording.records.iter().enumerate() {
         let interval = timeline.at_record(at);
         match &record.event {
-            Event::Planned { probes } => planned.extend(probes.iter().map(|probe| (probe.id.as_str(), probe.kind.as_str()))),
+            Event::Planned { probes } => {
+                planned.extend(probes.iter().map(|probe| (probe.id.as_str(), probe.kind.as_str())))
+            }
             Event::Probe { id, attempt } => {
                 let Some(kind) = planned.get(id.as_str()).copied() else { continue };
                 let answered = matches!(attempt.outcome, Outcome::Answered { .. });
@@ -122,17 +124,17 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                 interval.label(steps, record.t),
                 format!("expected the subject to go on; its process ended: {how}"),
             )),
-            Event::Answer { method, error: Some((code, text)), .. } => {
-                if !is_error_expected(method, *code, interval, steps) {
-                    let requirement = if method == "shutdown" { "RST-5" } else { "RST-6" };
-                    found.push(finding(
-                        requirement,
-                        "R10",
-                        Verdict::Failed,
-                        interval.label(steps, record.t),
-                        format!("expected '{method}' to succeed; the adapter answered {code}: {text}"),
-                    ));
-                }
+            Event::Answer { method, error: Some((code, text)), .. }
+                if !is_error_expected(method, *code, interval, steps) =>
+            {
+                let requirement = if method == "shutdown" { "RST-5" } else { "RST-6" };
+                found.push(finding(
+                    requirement,
+                    "R10",
+                    Verdict::Failed,
+                    interval.label(steps, record.t),
+                    format!("expected '{method}' to succeed; the adapter answered {code}: {text}"),
+                ));
             }
             _ => {}
         }
@@ -247,7 +249,9 @@ fn is_refused_by_policy(kind: &Kind) -> bool {
     let plain = matches!(kind.how, How::Udp(..) | How::Tcp(..) | How::LinkLocal | How::OldUdp(_));
     let silent = [IpAddr::from(RELAY_V4), API.ip()];
     let server = kind.server();
-    plain && kind.who != probe::Who::Guest && server.is_some_and(|server| server.port() == 53 && !silent.contains(&server.ip()))
+    plain
+        && kind.who != probe::Who::Guest
+        && server.is_some_and(|server| server.port() == 53 && !silent.contains(&server.ip()))
 }
 
 fn is_slow(attempt: &Attempt) -> bool {
@@ -308,7 +312,8 @@ fn inbound_finding(
     if policy.mode != Mode::Connected {
         return None;
     }
-    let text = format!("expected a packet to {to} that arrives unasked on the uplink to be dropped; a socket received it");
+    let text =
+        format!("expected a packet to {to} that arrives unasked on the uplink to be dropped; a socket received it");
     match id {
         "tunnel-address" => Some(finding("FWL-15", "F03", Verdict::Leak, interval.label(steps, t), text)),
         "from-port-53" if !policy.approved().lan.is_empty() && !policy.allows_lan() => {
@@ -326,7 +331,10 @@ fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step
     }
     let index = interval.step.unwrap_or(usize::MAX);
     let wants_error = |step: &Step| {
-        matches!(step, Step::Connect(watertight_protocol::State::Error) | Step::Expect(crate::scenario::Expected::Error))
+        matches!(
+            step,
+            Step::Connect(watertight_protocol::State::Error) | Step::Expect(crate::scenario::Expected::Error)
+        )
     };
     let here = steps.get(index).is_some_and(wants_error) || steps.get(index + 1).is_some_and(wants_error);
     let killed = matches!(steps.get(index), Some(Step::Fault(Fault::Kill)));

@@ -85,9 +85,11 @@ pub fn on_uplink(frame: &SeenFrame, policy: &Policy, tag: &str) -> Option<Rule> 
     }
     let port = decoded.ports().map(|(_, to)| to);
     if port == Some(53)
-        && policy.approved().lan.iter().any(|server| {
-            server.address == ip.dst && server.scope.as_deref().is_none_or(|scope| scope == UPLINK)
-        })
+        && policy
+            .approved()
+            .lan
+            .iter()
+            .any(|server| server.address == ip.dst && server.scope.as_deref().is_none_or(|scope| scope == UPLINK))
     {
         return Some(Rule::LanDns);
     }

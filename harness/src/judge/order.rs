@@ -50,22 +50,25 @@ fn versions(recording: &Recording) -> Vec<FileVersion<'_>> {
         .iter()
         .enumerate()
         .filter_map(|(at, record)| match &record.event {
-            Event::File { cause, by_harness, hash, content, changed, .. } => Some(FileVersion {
-                at,
-                record,
-                cause,
-                by_harness: *by_harness,
-                hash,
-                content,
-                changed: *changed,
-            }),
+            Event::File { cause, by_harness, hash, content, changed, .. } => {
+                Some(FileVersion { at, record, cause, by_harness: *by_harness, hash, content, changed: *changed })
+            }
             _ => None,
         })
         .collect()
 }
 
 fn finding(requirement: &str, class: &str, verdict: Verdict, window: String, summary: String) -> Finding {
-    Finding { requirement: requirement.into(), class: class.into(), verdict, window, summary, count: 1, evidence: None, detail: None }
+    Finding {
+        requirement: requirement.into(),
+        class: class.into(),
+        verdict,
+        window,
+        summary,
+        count: 1,
+        evidence: None,
+        detail: None,
+    }
 }
 
 /// Barriers that mark reported states: place in the history, id, state.
@@ -75,7 +78,9 @@ fn states(recording: &Recording) -> Vec<(usize, u64, State)> {
         .iter()
         .enumerate()
         .filter_map(|(at, record)| match &record.event {
-            Event::Marker { id, marker: MarkerKind::Barrier, cause: Cause::State { state }, .. } => Some((at, *id, *state)),
+            Event::Marker { id, marker: MarkerKind::Barrier, cause: Cause::State { state }, .. } => {
+                Some((at, *id, *state))
+            }
             _ => None,
         })
         .collect()
@@ -93,9 +98,8 @@ fn approved_names(settings: &Settings) -> Vec<String> {
 pub fn is_approved(content: &str, settings: &Settings) -> bool {
     let names = approved_names(settings);
     let servers = nameservers(content);
-    let same = |a: &str, b: &str| {
-        a == b || matches!((a.parse::<IpAddr>(), b.parse::<IpAddr>()), (Ok(a), Ok(b)) if a == b)
-    };
+    let same =
+        |a: &str, b: &str| a == b || matches!((a.parse::<IpAddr>(), b.parse::<IpAddr>()), (Ok(a), Ok(b)) if a == b);
     !servers.is_empty() && servers.iter().all(|server| names.iter().any(|name| same(name, server)))
 }
 
@@ -133,7 +137,8 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
             .position(|record| matches!(record.event, Event::Step { .. } | Event::Settings(_)))
             .map_or(recording.records.len(), |offset| at + offset);
         let mine = |version: &&FileVersion<'_>| (since..until).contains(&version.at) && !version.by_harness;
-        let Some(last_own) = versions.iter().filter(mine).rfind(|version| is_approved(version.content, settings)) else {
+        let Some(last_own) = versions.iter().filter(mine).rfind(|version| is_approved(version.content, settings))
+        else {
             continue;
         };
         let restored = versions
@@ -147,7 +152,9 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
             .iter()
             .rev()
             .skip_while(|other| other.barrier != interval.barrier)
-            .find(|other| matches!(other.state, Some(State::Connected | State::Connecting | State::Error)) && !other.in_step)
+            .find(|other| {
+                matches!(other.state, Some(State::Connected | State::Connecting | State::Error)) && !other.in_step
+            })
             .map_or(interval.barrier, |other| other.barrier);
         let leaked = uplink.frames.iter().find(|frame| {
             frame.after_barrier > first
@@ -320,10 +327,12 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
         let held = interval.life == Life::Running
             && interval.in_step
             && matches!(interval.state, Some(State::Connected | State::Connecting))
-            && interval.step.and_then(|index| steps.get(index)).is_some_and(|step| {
-                matches!(step, Step::Configure(_) | Step::Connect(State::Connected))
-            });
-        let was_connected = states(recording).iter().any(|(at, _, state)| *at < version.at && *state == State::Connected);
+            && interval
+                .step
+                .and_then(|index| steps.get(index))
+                .is_some_and(|step| matches!(step, Step::Configure(_) | Step::Connect(State::Connected)));
+        let was_connected =
+            states(recording).iter().any(|(at, _, state)| *at < version.at && *state == State::Connected);
         let Some(settings) = settings_at(recording, version.at) else { continue };
         let old = recording.records[..version.at]
             .iter()
@@ -365,7 +374,9 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[FileVe
         let interval = timeline.at_record(version.at);
         let edited = matches!(
             interval.step.and_then(|index| steps.get(index)),
-            Some(Step::Tamper(Tamper::Rewrite | Tamper::Rename | Tamper::RenameTwice | Tamper::Delete | Tamper::Symlink))
+            Some(Step::Tamper(
+                Tamper::Rewrite | Tamper::Rename | Tamper::RenameTwice | Tamper::Delete | Tamper::Symlink
+            ))
         );
         let watched = interval.life == Life::Running && interval.state == Some(State::Connected) && edited;
         let Some(settings) = settings_at(recording, version.at).filter(|_| watched) else { continue };

@@ -73,7 +73,11 @@ pub fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();
-            a == 10 || (a == 172 && (16..32).contains(&b)) || (a == 192 && b == 168) || (a == 169 && b == 254) || a == 127
+            a == 10
+                || (a == 172 && (16..32).contains(&b))
+                || (a == 192 && b == 168)
+                || (a == 169 && b == 254)
+                || a == 127
         }
         IpAddr::V6(v6) => {
             let first = v6.segments()[0];
@@ -85,7 +89,9 @@ pub fn is_private(address: IpAddr) -> bool {
 /// Multicast and broadcast of the local network.
 pub fn is_local_group(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => v4 == Ipv4Addr::BROADCAST || v4.octets()[..3] == [224, 0, 0] || v4.octets()[..2] == [239, 255],
+        IpAddr::V4(v4) => {
+            v4 == Ipv4Addr::BROADCAST || v4.octets()[..3] == [224, 0, 0] || v4.octets()[..2] == [239, 255]
+        }
         // Scopes 1 to 5: interface-local to site-local (RFC 4291, section 2.7).
         IpAddr::V6(v6) => v6.segments()[0] & 0xff00 == 0xff00 && (1..=5).contains(&(v6.segments()[0] & 0xf)),
     }
@@ -183,10 +189,36 @@ mod tests {
 
     #[test]
     fn private_ranges_are_those_of_the_requirement_and_no_more() {
-        for inside in ["10.0.0.0", "10.255.255.255", "172.16.0.0", "172.31.255.255", "192.168.0.1", "169.254.1.1", "127.0.0.53", "fe80::1", "febf::1", "fc00::1", "fdff::1", "::1"] {
+        for inside in [
+            "10.0.0.0",
+            "10.255.255.255",
+            "172.16.0.0",
+            "172.31.255.255",
+            "192.168.0.1",
+            "169.254.1.1",
+            "127.0.0.53",
+            "fe80::1",
+            "febf::1",
+            "fc00::1",
+            "fdff::1",
+            "::1",
+        ] {
             assert!(is_private(inside.parse().unwrap()), "{inside}");
         }
-        for outside in ["9.255.255.255", "11.0.0.0", "172.15.255.255", "172.32.0.0", "192.167.0.1", "169.253.1.1", "100.64.0.1", "fec0::1", "fe7f::1", "fbff::1", "fe00::1", "::2"] {
+        for outside in [
+            "9.255.255.255",
+            "11.0.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.167.0.1",
+            "169.253.1.1",
+            "100.64.0.1",
+            "fec0::1",
+            "fe7f::1",
+            "fbff::1",
+            "fe00::1",
+            "::2",
+        ] {
             assert!(!is_private(outside.parse().unwrap()), "{outside}");
         }
     }

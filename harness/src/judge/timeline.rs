@@ -164,7 +164,12 @@ impl<'a> Walk<'a> {
             .filter_map(|(at, record)| match &record.event {
                 Event::Marker { id, marker: MarkerKind::Barrier, cause, .. } => {
                     // The wire's own clock where the barrier was seen: it is the clock of the frames.
-                    let t = recording.links.get("uplink").and_then(|link| link.barriers.get(id)).copied().unwrap_or(record.t);
+                    let t = recording
+                        .links
+                        .get("uplink")
+                        .and_then(|link| link.barriers.get(id))
+                        .copied()
+                        .unwrap_or(record.t);
                     Some(Barrier { id: *id, cause: cause.clone(), at, t })
                 }
                 _ => None,
@@ -192,7 +197,8 @@ impl<'a> Walk<'a> {
         let count = self.recording.records.len();
         let first = self.barriers.first().map_or(count, |barrier| barrier.at);
         let end_of_time = self.recording.records.last().map_or(0, |record| record.t);
-        let mut intervals = vec![self.interval(0, 0..first, (0, self.barriers.first().map_or(end_of_time, |b| b.t)), Vec::new())];
+        let mut intervals =
+            vec![self.interval(0, 0..first, (0, self.barriers.first().map_or(end_of_time, |b| b.t)), Vec::new())];
         for index in 0..self.barriers.len() {
             let (id, at, t) = (self.barriers[index].id, self.barriers[index].at, self.barriers[index].t);
             self.enter(index);

@@ -65,13 +65,21 @@ impl Verdict {
     /// What it means, for `explain`.
     pub fn meaning(self) -> &'static str {
         match self {
-            Verdict::Leak => "DNS, or anything else that no rule of the policy explains, left outside the tunnel, or went through it to a server that is not approved. The evidence is a frame in the capture.",
-            Verdict::NotRestored => "After the subject was done, files, settings, rules, routes, links or processes were not exactly as before. The evidence is a difference of two snapshots.",
+            Verdict::Leak => {
+                "DNS, or anything else that no rule of the policy explains, left outside the tunnel, or went through it to a server that is not approved. The evidence is a frame in the capture."
+            }
+            Verdict::NotRestored => {
+                "After the subject was done, files, settings, rules, routes, links or processes were not exactly as before. The evidence is a difference of two snapshots."
+            }
             Verdict::Overblock => "Something that must work was blocked.",
             Verdict::Failed => "The subject did not do what the requirement says it must.",
-            Verdict::Inconclusive => "The evidence is not complete, so nothing is said for or against the subject. The reason names the condition that does not hold.",
+            Verdict::Inconclusive => {
+                "The evidence is not complete, so nothing is said for or against the subject. The reason names the condition that does not hold."
+            }
             Verdict::Unsupported => "The subject, or this machine, cannot do what the scenario needs, and says so.",
-            Verdict::Pass => "All five conditions hold (positive control, liveness, accounting, stimulus, agreement), and nothing was found.",
+            Verdict::Pass => {
+                "All five conditions hold (positive control, liveness, accounting, stimulus, agreement), and nothing was found."
+            }
         }
     }
 }

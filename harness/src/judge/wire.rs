@@ -74,11 +74,13 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
             let Some(interval) = timeline.at(frame.after_barrier) else { continue };
             let policies = interval.policies_at(frame.t);
             let explained = if link == "tunnel" {
-                let late = timeline.intervals.iter().filter(|other| {
-                    other.time.0 <= frame.t && frame.t <= other.time.1.saturating_add(TUNNEL_DELAY)
-                });
+                let late = timeline
+                    .intervals
+                    .iter()
+                    .filter(|other| other.time.0 <= frame.t && frame.t <= other.time.1.saturating_add(TUNNEL_DELAY));
                 policies.iter().any(|policy| in_tunnel(frame, policy).is_some())
-                    || late.flat_map(|other| other.policies.iter().chain(other.next.iter().map(|(_, policy)| policy)))
+                    || late
+                        .flat_map(|other| other.policies.iter().chain(other.next.iter().map(|(_, policy)| policy)))
                         .any(|policy| in_tunnel(frame, policy).is_some())
             } else {
                 policies.iter().any(|policy| on_uplink(frame, policy, &recording.header.tag).is_some())
@@ -122,7 +124,8 @@ pub fn listed(recording: &Recording, timeline: &Timeline) -> BTreeMap<Rule, u64>
         if !interval.protects_at(frame.t) {
             continue;
         }
-        let rule = interval.policies_at(frame.t).iter().find_map(|policy| on_uplink(frame, policy, &recording.header.tag));
+        let rule =
+            interval.policies_at(frame.t).iter().find_map(|policy| on_uplink(frame, policy, &recording.header.tag));
         if let Some(rule @ (Rule::Multicast | Rule::Lan)) = rule {
             *counts.entry(rule).or_insert(0) += 1;
         }
@@ -158,7 +161,7 @@ fn requirement(
         let tunnel = |mode: &&Mode| matches!(mode, Mode::Connecting | Mode::Connected);
         return if interval.tunnel_removed {
             "TRN-6"
-        } else if modes.iter().all(|mode| tunnel(mode)) && was_connected(interval, steps) {
+        } else if modes.iter().all(tunnel) && was_connected(interval, steps) {
             "TRN-4"
         } else {
             "TRN-1"

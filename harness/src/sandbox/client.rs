@@ -79,7 +79,9 @@ impl Client {
     pub fn node(&self, name: &str) -> Result<Node, SandboxError> {
         let pid = self.init;
         Node::start(name, move || {
-            unshare(CloneFlags::CLONE_FS).map_err(io_error).map_err(SandboxError::system("unshare the folder state"))?;
+            unshare(CloneFlags::CLONE_FS)
+                .map_err(io_error)
+                .map_err(SandboxError::system("unshare the folder state"))?;
             join(pid, &["net", "uts", "ipc", "mnt"])
         })
     }
@@ -148,7 +150,9 @@ fn client_init(rootless: bool) -> Result<(), SandboxError> {
                     libc::dup2(high, number)
                 };
                 if kept < 0 {
-                    return Err(SandboxError::system("keep the private root's layers")(std::io::Error::last_os_error()));
+                    return Err(
+                        SandboxError::system("keep the private root's layers")(std::io::Error::last_os_error()),
+                    );
                 }
             }
             adopt_orphans();

@@ -172,9 +172,8 @@ pub fn enter_main(client_init: i32, spec: &str) -> ExitCode {
 }
 
 fn enter(client_init: Pid, spec: &str, report: &mut std::fs::File) -> Result<ExitCode, SandboxError> {
-    let spec: Spawn = serde_json::from_str(spec)
-        .map_err(io::Error::other)
-        .map_err(SandboxError::system("read what to start"))?;
+    let spec: Spawn =
+        serde_json::from_str(spec).map_err(io::Error::other).map_err(SandboxError::system("read what to start"))?;
     let own = (spec.program == "@self")
         .then(|| std::fs::File::open("/proc/self/exe").map_err(SandboxError::system("open this program")))
         .transpose()?;
@@ -184,8 +183,9 @@ fn enter(client_init: Pid, spec: &str, report: &mut std::fs::File) -> Result<Exi
     join(client_init, &["net", "uts", "ipc", "pid", "mnt"])?;
     std::env::set_current_dir("/").map_err(SandboxError::system("enter the client's root"))?;
     // The child waits for a byte, so that its id is known before its first instruction.
-    let (go_in, go_out) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io_error).map_err(SandboxError::system("make a pipe"))?;
+    let (go_in, go_out) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map_err(io_error)
+        .map_err(SandboxError::system("make a pipe"))?;
     // SAFETY: this process has one thread, so the child may do anything after the fork.
     match unsafe { fork() }.map_err(io_error).map_err(SandboxError::system("fork"))? {
         ForkResult::Child => {

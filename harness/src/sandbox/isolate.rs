@@ -7,10 +7,7 @@ use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Uid, fork, getegid, geteuid, getppid},
 };
-use std::{
-    io,
-    os::fd::OwnedFd,
-};
+use std::{io, os::fd::OwnedFd};
 
 /// How a case was isolated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

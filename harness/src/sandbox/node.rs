@@ -23,9 +23,9 @@ impl Node {
     /// Starts a node in a network namespace of its own.
     pub fn new(name: &str) -> Result<Self, SandboxError> {
         Self::start(name, || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(super::io_error).map_err(|source| {
-                SandboxError::Namespaces { what: "network", hint: "CAP_SYS_ADMIN is needed", source }
-            })
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .map_err(super::io_error)
+                .map_err(|source| SandboxError::Namespaces { what: "network", hint: "CAP_SYS_ADMIN is needed", source })
         })
     }
 

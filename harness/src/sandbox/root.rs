@@ -7,8 +7,7 @@ use nix::{
     unistd::pivot_root,
 };
 use std::{
-    fs,
-    io,
+    fs, io,
     os::fd::OwnedFd,
     os::unix::fs::{DirBuilderExt, PermissionsExt, symlink},
     path::Path,
@@ -99,7 +98,12 @@ fn make_dev(dev: &Path) -> Result<(), SandboxError> {
         bind(&host.join("net/tun"), &dev.join("net/tun"))?;
     }
     make_dir(&dev.join("shm"), 0o1777)?;
-    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+    for (link, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
         symlink(target, dev.join(link)).map_err(SandboxError::system(format!("link /dev/{link}")))?;
     }
     Ok(())
@@ -131,17 +135,15 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), SandboxError> {
 }
 
 fn mount_fs(what: &str, target: &Path, kind: &str, flags: MsFlags, options: &str) -> Result<(), SandboxError> {
-    mount(Some(what), target, Some(kind), flags, Some(options)).map_err(io_error).map_err(|source| SandboxError::Mount {
-        what: what.into(),
-        target: target.into(),
-        source,
-    })
+    mount(Some(what), target, Some(kind), flags, Some(options))
+        .map_err(io_error)
+        .map_err(|source| SandboxError::Mount { what: what.into(), target: target.into(), source })
 }
 
 fn bind(from: &Path, to: &Path) -> Result<(), SandboxError> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(io_error).map_err(|source| {
-        SandboxError::Mount { what: from.display().to_string(), target: to.into(), source }
-    })
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(io_error)
+        .map_err(|source| SandboxError::Mount { what: from.display().to_string(), target: to.into(), source })
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), SandboxError> {

@@ -107,7 +107,8 @@ pub fn load_directory(folder: &Path) -> Result<BTreeMap<String, Scenario>, LoadE
             if entry.is_dir() {
                 open.push(entry);
             } else if entry.extension().is_some_and(|ending| ending == "toml") {
-                let text = fs::read_to_string(&entry).map_err(|source| LoadError::Read { path: entry.clone(), source })?;
+                let text =
+                    fs::read_to_string(&entry).map_err(|source| LoadError::Read { path: entry.clone(), source })?;
                 let scenario = parse(&entry.display().to_string(), &text)?;
                 let id = entry.strip_prefix(folder).unwrap_or(&entry).with_extension("");
                 found.insert(id.display().to_string(), scenario);

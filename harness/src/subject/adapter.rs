@@ -16,7 +16,9 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use watertight_protocol::{ErrorObject, Incoming, MAX_LINE_BYTES, MAX_LINES_PER_SECOND, Request, State, StateResult, method};
+use watertight_protocol::{
+    ErrorObject, Incoming, MAX_LINE_BYTES, MAX_LINES_PER_SECOND, Request, State, StateResult, method,
+};
 
 /// What an adapter did by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,12 +85,8 @@ impl Subject {
             ("HOME".to_owned(), "/root".to_owned()),
         ];
         environment.extend(command.environment.iter().cloned());
-        let spawn = Spawn {
-            program: command.program.clone(),
-            arguments: command.arguments.clone(),
-            environment,
-            user: None,
-        };
+        let spawn =
+            Spawn { program: command.program.clone(), arguments: command.arguments.clone(), environment, user: None };
         let mut process = spawn.start(client).await?;
         let stdin = process.stdin.take().expect("its input is piped");
         let stdout = process.stdout.take().expect("its output is piped");
@@ -232,7 +230,8 @@ async fn read_lines(stdout: ChildStdout, answers: Answers, process: Arc<Process>
 
 /// Reads a line without its end into `buffer`. `Ok(false)` at the end of the stream.
 async fn read_line(reader: &mut (impl AsyncBufRead + Unpin), buffer: &mut Vec<u8>) -> Result<bool, String> {
-    let read = reader.take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', buffer).await.map_err(|error| error.to_string())?;
+    let read =
+        reader.take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', buffer).await.map_err(|error| error.to_string())?;
     if read == 0 {
         return Ok(false);
     }
@@ -252,9 +251,10 @@ fn handle_line(line: &[u8], answers: &Answers, on_event: &OnEvent) -> Result<(),
         let text = String::from_utf8_lossy(line);
         text.chars().take(120).collect::<String>()
     };
-    let value: Value = serde_json::from_slice(line).map_err(|error| format!("a line that is not JSON ({error}): {}", shown()))?;
-    let message: Incoming =
-        serde_json::from_value(value).map_err(|error| format!("a message that is not JSON-RPC ({error}): {}", shown()))?;
+    let value: Value =
+        serde_json::from_slice(line).map_err(|error| format!("a line that is not JSON ({error}): {}", shown()))?;
+    let message: Incoming = serde_json::from_value(value)
+        .map_err(|error| format!("a message that is not JSON-RPC ({error}): {}", shown()))?;
     if let Some(name) = message.method {
         // Unknown notifications are ignored.
         if name == method::STATE_CHANGED {

@@ -5,7 +5,9 @@
 use super::{CallError, Subject};
 use serde_json::json;
 use std::time::Duration;
-use watertight_protocol::{InitializeParams, InitializeResult, PROTOCOL_VERSION, Settings, State, StateResult, code, method};
+use watertight_protocol::{
+    InitializeParams, InitializeResult, PROTOCOL_VERSION, Settings, State, StateResult, code, method,
+};
 
 /// What the smoke check did not like.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -151,10 +151,7 @@ impl FarSide {
         let (client_private, client_public) = generate_keypair();
         let config = RelayConfig {
             interface: RELAY_TUNNEL.into(),
-            addresses: vec![
-                "10.64.0.1/10".parse().expect("a prefix"),
-                "fd64::1/64".parse().expect("a prefix"),
-            ],
+            addresses: vec!["10.64.0.1/10".parse().expect("a prefix"), "fd64::1/64".parse().expect("a prefix")],
             private_key: relay_private,
             client_public_key: client_public,
             client_allowed_ips: vec![

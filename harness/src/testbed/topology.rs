@@ -95,8 +95,14 @@ impl Topology {
         for (node, name) in this.nodes() {
             prepare(node, name, name != "client").await?;
         }
-        veth(&this.client, "client", UPLINK_LINK, this.router.network_namespace().await?, Some((CLIENT_MAC, ROUTER_MAC)))
-            .await?;
+        veth(
+            &this.client,
+            "client",
+            UPLINK_LINK,
+            this.router.network_namespace().await?,
+            Some((CLIENT_MAC, ROUTER_MAC)),
+        )
+        .await?;
         veth(&this.router, "router", WAN, this.internet.network_namespace().await?, None).await?;
         veth(&this.internet, "internet", HOSTING, this.relay.network_namespace().await?, None).await?;
         if let Some(guest) = &this.guest {
@@ -129,31 +135,49 @@ impl Topology {
             &self.router,
             "router",
             "lan0",
-            vec![v4(LAN_V4, 24), v4(LAN_SECOND_V4, 24), v4(LAN_SINK_V4, 24), v6(LAN_V6, 64), v6(LAN_ULA, 64), v6(LAN_LINK_LOCAL, 64)],
+            vec![
+                v4(LAN_V4, 24),
+                v4(LAN_SECOND_V4, 24),
+                v4(LAN_SINK_V4, 24),
+                v6(LAN_V6, 64),
+                v6(LAN_ULA, 64),
+                v6(LAN_LINK_LOCAL, 64),
+            ],
         )
         .await?;
         up(&self.router, "router", &["wan0"]).await?;
-        addresses(&self.router, "router", "wan0", vec![v4(Ipv4Addr::new(198, 51, 100, 1), 24), v6(wan_v6(1), 64)]).await?;
+        addresses(&self.router, "router", "wan0", vec![v4(Ipv4Addr::new(198, 51, 100, 1), 24), v6(wan_v6(1), 64)])
+            .await?;
         addresses(
             &self.internet,
             "internet",
             "isp0",
-            vec![v4(WAN_PEER_V4, 24), v6(wan_v6(0xfe), 64), v4(ISP_V4, 24), v6(ISP_V6, 64), v4(SINK_V4, 24), v6(SINK_V6, 64)],
+            vec![
+                v4(WAN_PEER_V4, 24),
+                v6(wan_v6(0xfe), 64),
+                v4(ISP_V4, 24),
+                v6(ISP_V6, 64),
+                v4(SINK_V4, 24),
+                v6(SINK_V6, 64),
+            ],
         )
         .await?;
         up(&self.internet, "internet", &["dc0"]).await?;
-        addresses(&self.internet, "internet", "dc0", vec![v4(Ipv4Addr::new(203, 0, 113, 1), 24), v6(hosting_v6(1), 64)]).await?;
         addresses(
-            &self.relay,
-            "relay",
-            "net0",
-            vec![v4(RELAY_V4, 24), v6(RELAY_V6, 64), (API.ip(), 24)],
+            &self.internet,
+            "internet",
+            "dc0",
+            vec![v4(Ipv4Addr::new(203, 0, 113, 1), 24), v6(hosting_v6(1), 64)],
         )
         .await?;
+        addresses(&self.relay, "relay", "net0", vec![v4(RELAY_V4, 24), v6(RELAY_V6, 64), (API.ip(), 24)]).await?;
         routes(
             &self.router,
             "router",
-            vec![Hop::via(v4(Ipv4Addr::UNSPECIFIED, 0), WAN_PEER_V4.into(), "wan0"), Hop::via(v6(Ipv6Addr::UNSPECIFIED, 0), wan_v6(0xfe).into(), "wan0")],
+            vec![
+                Hop::via(v4(Ipv4Addr::UNSPECIFIED, 0), WAN_PEER_V4.into(), "wan0"),
+                Hop::via(v6(Ipv6Addr::UNSPECIFIED, 0), wan_v6(0xfe).into(), "wan0"),
+            ],
         )
         .await?;
         let router_wan = (IpAddr::from(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::from(wan_v6(1)));
@@ -175,16 +199,23 @@ impl Topology {
         routes(
             &self.relay,
             "relay",
-            vec![Hop::via(v4(Ipv4Addr::UNSPECIFIED, 0), Ipv4Addr::new(203, 0, 113, 1).into(), "net0"), Hop::via(v6(Ipv6Addr::UNSPECIFIED, 0), hosting_v6(1).into(), "net0")],
+            vec![
+                Hop::via(v4(Ipv4Addr::UNSPECIFIED, 0), Ipv4Addr::new(203, 0, 113, 1).into(), "net0"),
+                Hop::via(v6(Ipv6Addr::UNSPECIFIED, 0), hosting_v6(1).into(), "net0"),
+            ],
         )
         .await?;
         let link = up(&self.client, "client", &[UPLINK]);
         link.await?;
-        addresses(&self.client, "client", UPLINK, vec![v4(CLIENT_V4, 24), v6(CLIENT_V6, 64), v6(CLIENT_ULA, 64)]).await?;
+        addresses(&self.client, "client", UPLINK, vec![v4(CLIENT_V4, 24), v6(CLIENT_V6, 64), v6(CLIENT_ULA, 64)])
+            .await?;
         routes(
             &self.client,
             "client",
-            vec![Hop::via(v4(Ipv4Addr::UNSPECIFIED, 0), LAN_V4.into(), UPLINK), Hop::via(v6(Ipv6Addr::UNSPECIFIED, 0), LAN_LINK_LOCAL.into(), UPLINK)],
+            vec![
+                Hop::via(v4(Ipv4Addr::UNSPECIFIED, 0), LAN_V4.into(), UPLINK),
+                Hop::via(v6(Ipv6Addr::UNSPECIFIED, 0), LAN_LINK_LOCAL.into(), UPLINK),
+            ],
         )
         .await?;
         if let Some(guest) = &self.guest {
@@ -196,7 +227,13 @@ impl Topology {
     async fn start_guest(&self, guest: &Node) -> Result<(), TopologyError> {
         sysctl(&self.client, "client", &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")]).await?;
         up(&self.client, "client", &[GUEST_LINK]).await?;
-        addresses(&self.client, "client", GUEST_LINK, vec![(GUEST_GATEWAY_V4.into(), 24), (GUEST_GATEWAY_V6.into(), 64)]).await?;
+        addresses(
+            &self.client,
+            "client",
+            GUEST_LINK,
+            vec![(GUEST_GATEWAY_V4.into(), 24), (GUEST_GATEWAY_V6.into(), 64)],
+        )
+        .await?;
         addresses(guest, "guest", "eth0", vec![(GUEST_V4.into(), 24), (GUEST_V6.into(), 64)]).await?;
         routes(
             guest,
@@ -224,7 +261,8 @@ impl Topology {
         const TABLE: u32 = 100;
         self.relay
             .run(|| async move {
-                let failed = |source| TopologyError::Netlink { action: "route the tunnel's side".into(), node: "relay", source };
+                let failed =
+                    |source| TopologyError::Netlink { action: "route the tunnel's side".into(), node: "relay", source };
                 let connection = Connection::<Route>::new().map_err(failed)?;
                 for rule in [RuleBuilder::v4(), RuleBuilder::v6()] {
                     connection.add_rule(rule.priority(50).iif(RELAY_TUNNEL).table(TABLE)).await.map_err(failed)?;
@@ -297,12 +335,19 @@ async fn prepare(node: &Node, name: &'static str, forward: bool) -> Result<(), T
     up(node, name, &["lo"]).await
 }
 
-async fn sysctl(node: &Node, name: &'static str, settings: &[(&'static str, &'static str)]) -> Result<(), TopologyError> {
+async fn sysctl(
+    node: &Node,
+    name: &'static str,
+    settings: &[(&'static str, &'static str)],
+) -> Result<(), TopologyError> {
     let settings = settings.to_vec();
     node.run(move || async move {
         for (key, value) in settings {
-            std::fs::write(format!("/proc/sys/{key}"), value)
-                .map_err(|source| TopologyError::Sysctl { key: key.into(), node: name, source })?;
+            std::fs::write(format!("/proc/sys/{key}"), value).map_err(|source| TopologyError::Sysctl {
+                key: key.into(),
+                node: name,
+                source,
+            })?;
         }
         Ok(())
     })
@@ -317,7 +362,8 @@ async fn veth(
     addresses: Option<([u8; 6], [u8; 6])>,
 ) -> Result<(), TopologyError> {
     near.run(move || async move {
-        let failed = |source| TopologyError::Netlink { action: format!("make the link {}", link.name), node: name, source };
+        let failed =
+            |source| TopologyError::Netlink { action: format!("make the link {}", link.name), node: name, source };
         let connection = Connection::<Route>::new().map_err(failed)?;
         let mut veth = VethLink::new(link.near, link.far).peer_netns_fd(far.as_fd());
         if let Some((near, far)) = addresses {
@@ -332,7 +378,8 @@ async fn up(node: &Node, name: &'static str, interfaces: &[&'static str]) -> Res
     let interfaces = interfaces.to_vec();
     node.run(move || async move {
         for interface in interfaces {
-            let failed = |source| TopologyError::Netlink { action: format!("bring {interface} up"), node: name, source };
+            let failed =
+                |source| TopologyError::Netlink { action: format!("bring {interface} up"), node: name, source };
             let connection = Connection::<Route>::new().map_err(failed)?;
             connection.set_link_up(interface).await.map_err(failed)?;
         }
@@ -403,13 +450,19 @@ async fn routes(node: &Node, name: &'static str, hops: Vec<Hop>) -> Result<(), T
 async fn stateful_rule(client: &Node) -> Result<(), TopologyError> {
     client
         .run(|| async {
-            let failed = |source| TopologyError::Netlink { action: "add the machine's own nftables rule".into(), node: "client", source };
+            let failed = |source| TopologyError::Netlink {
+                action: "add the machine's own nftables rule".into(),
+                node: "client",
+                source,
+            };
             let chain = |name: &str, hook| -> Result<Chain, nlink::Error> {
                 Ok(Chain::new("machine", name)?
                     .family(Family::Inet)
                     .base(BaseChain::filter(hook, Priority::Custom(10)).policy(Policy::Accept)))
             };
-            let rule = |name: &str| Rule::new("machine", name).family(Family::Inet).match_ct_state(CtState::ESTABLISHED).accept();
+            let rule = |name: &str| {
+                Rule::new("machine", name).family(Family::Inet).match_ct_state(CtState::ESTABLISHED).accept()
+            };
             let connection = Connection::<Nftables>::new().map_err(failed)?;
             connection
                 .transaction()

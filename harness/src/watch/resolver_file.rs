@@ -48,7 +48,12 @@ impl Version {
                 let kind = if metadata.is_symlink() {
                     format!("symlink {}\n", fs::read_link(path)?.display())
                 } else {
-                    format!("file {:04o} {}:{}\n", metadata.permissions().mode() & 0o7777, metadata.uid(), metadata.gid())
+                    format!(
+                        "file {:04o} {}:{}\n",
+                        metadata.permissions().mode() & 0o7777,
+                        metadata.uid(),
+                        metadata.gid()
+                    )
                 };
                 (kind, Some(changed))
             }
@@ -237,7 +242,12 @@ fn tamper(path: &Path, how: Tamper) -> Result<Version, WatchError> {
         Tamper::Rewrite => {
             let head = match fs::symlink_metadata(path) {
                 Ok(metadata) if metadata.is_file() => {
-                    format!("file {:04o} {}:{}\n", metadata.permissions().mode() & 0o7777, metadata.uid(), metadata.gid())
+                    format!(
+                        "file {:04o} {}:{}\n",
+                        metadata.permissions().mode() & 0o7777,
+                        metadata.uid(),
+                        metadata.gid()
+                    )
                 }
                 _ => "file 0644 0:0\n".into(),
             };
@@ -279,8 +289,14 @@ fn set_writable(path: &Path, writable: bool) -> io::Result<()> {
         Err(_) if writable => umount2(path, MntFlags::MNT_DETACH).map_err(to_io),
         Err(_) => {
             mount(Some(path), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(to_io)?;
-            mount(None::<&str>, path, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
-                .map_err(to_io)
+            mount(
+                None::<&str>,
+                path,
+                None::<&str>,
+                MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+                None::<&str>,
+            )
+            .map_err(to_io)
         }
     }
 }

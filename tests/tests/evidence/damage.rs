@@ -21,13 +21,21 @@ pub struct Damage {
 /// All ways.
 pub const DAMAGES: &[Damage] = &[
     Damage { name: "clock-stepped", words: &["liveness: ", "the wall clock was stepped by"], inflict: step_the_clock },
-    Damage { name: "history-cut-after-a-line", words: &["liveness: ", "the history was cut"], inflict: |case| keep_lines(case, 0.7) },
+    Damage {
+        name: "history-cut-after-a-line",
+        words: &["liveness: ", "the history was cut"],
+        inflict: |case| keep_lines(case, 0.7),
+    },
     Damage {
         name: "history-without-its-end",
         words: &["liveness: ", "the history was cut"],
         inflict: |case| edit_history(case, |events| drop(events.pop())),
     },
-    Damage { name: "history-cut-within-a-line", words: &["history"], inflict: |case| cut(&case.join("history.jsonl"), 0.7) },
+    Damage {
+        name: "history-cut-within-a-line",
+        words: &["history"],
+        inflict: |case| cut(&case.join("history.jsonl"), 0.7),
+    },
     Damage { name: "history-empty", words: &["history"], inflict: |case| cut(&case.join("history.jsonl"), 0.0) },
     Damage {
         name: "an-event-lost",
@@ -132,7 +140,11 @@ pub const DAMAGES: &[Damage] = &[
     Damage {
         name: "a-frame-dropped-by-the-kernel",
         words: &["accounting: ", "uplink: the kernel dropped 1 frames"],
-        inflict: |case| nth(case, "capture", 0, |event| add(event, &[("dropped", 1), ("interface", 1), ("counter", 1), ("sent", 1)])),
+        inflict: |case| {
+            nth(case, "capture", 0, |event| {
+                add(event, &[("dropped", 1), ("interface", 1), ("counter", 1), ("sent", 1)])
+            })
+        },
     },
     Damage {
         name: "a-frame-that-only-the-interface-counted",
@@ -240,7 +252,11 @@ fn lose_a_control(case: &Path) {
 }
 
 fn lose_queries(case: &Path, transport: &str) {
-    lose_events(case, |event| event["kind"] == "query" && event["server"] == "public" && event["transport"] == transport, 1);
+    lose_events(
+        case,
+        |event| event["kind"] == "query" && event["server"] == "public" && event["transport"] == transport,
+        1,
+    );
 }
 
 /// The last window, from its plan to its last probe.
@@ -251,7 +267,8 @@ fn lose_a_window(case: &Path) {
         let mut index = 0;
         events.retain(|event| {
             index += 1;
-            !(from..=to).contains(&(index - 1)) || event["event"]["kind"] != "planned" && event["event"]["kind"] != "probe"
+            !(from..=to).contains(&(index - 1))
+                || event["event"]["kind"] != "planned" && event["event"]["kind"] != "probe"
         });
         renumber(events);
     });
@@ -273,7 +290,10 @@ fn lose_frames_and_counts(case: &Path, link: &str, edit: impl FnOnce(&mut Vec<Fr
     let lost = lose_frames(case, link, edit);
     edit_history(case, |events| {
         let at = position(events, |event| event["kind"] == "capture" && event["link"] == link);
-        add(&mut events[at]["event"], &[("captured", -lost), ("interface", -lost), ("counter", -lost), ("sent", -lost)]);
+        add(
+            &mut events[at]["event"],
+            &[("captured", -lost), ("interface", -lost), ("counter", -lost), ("sent", -lost)],
+        );
     });
 }
 

@@ -26,9 +26,9 @@ const CASE: [&str; 6] = ["--scenario", "states/connect-disconnect", "--case", "s
 fn main() {
     let arguments = Arguments::from_args();
     let reason = missing(Needs::Cases);
-    let sabotages = SABOTAGES.iter().map(|(name, words)| {
-        trial(&format!("recorded::{name}"), reason.as_deref(), || recorded_with(name, words))
-    });
+    let sabotages = SABOTAGES
+        .iter()
+        .map(|(name, words)| trial(&format!("recorded::{name}"), reason.as_deref(), || recorded_with(name, words)));
     let damages = DAMAGES
         .iter()
         .map(|damage| trial(&format!("finished::{}", damage.name), reason.as_deref(), || judged_after(damage)));
@@ -47,9 +47,12 @@ fn recorded_with(sabotage: &str, words: &[&str]) -> Result<(), Failed> {
     };
     match problem {
         None => Ok(()),
-        Some(problem) => {
-            Err(format!("{problem}\ngot {seen} (exit code {:?})\nbundle: {}", bundle.ran.code(), bundle.keep().display()).into())
-        }
+        Some(problem) => Err(format!(
+            "{problem}\ngot {seen} (exit code {:?})\nbundle: {}",
+            bundle.ran.code(),
+            bundle.keep().display()
+        )
+        .into()),
     }
 }
 
@@ -78,7 +81,8 @@ fn judged_after(damage: &Damage) -> Result<(), Failed> {
         None => Ok(()),
         Some(problem) => {
             let kept = copy.keep();
-            Err(format!("{problem}\ngot exit code {:?}:\n{}\ncase: {}", judged.code(), judged.said, kept.display()).into())
+            Err(format!("{problem}\ngot exit code {:?}:\n{}\ncase: {}", judged.code(), judged.said, kept.display())
+                .into())
         }
     }
 }

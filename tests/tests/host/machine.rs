@@ -100,7 +100,9 @@ impl First {
             if left.is_zero() {
                 let names: Vec<String> = others
                     .iter()
-                    .map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " "))
+                    .map(|pid| {
+                        fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
+                    })
                     .collect();
                 return Err(format!("{} processes are still there after {CLEANUP:?}: {names:?}", others.len()));
             }

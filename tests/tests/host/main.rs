@@ -101,11 +101,19 @@ fn killed(first: &First) -> Result<(), String> {
         before.compare(&Snapshot::take()?).map_err(|difference| format!("killed after {moment:?}:\n{difference}"))?;
         within_cases += usize::from(has_history(Path::new(FOLDER).join(&name).as_path()));
         processes += alive;
-        println!("killed after {:>4} ms with {alive:>2} processes; alone again {} ms later", moment.as_millis(), gone.as_millis());
+        println!(
+            "killed after {:>4} ms with {alive:>2} processes; alone again {} ms later",
+            moment.as_millis(),
+            gone.as_millis()
+        );
     }
-    println!("{KILLS} kills, {within_cases} of them within a case, {processes} processes in all; the host was as before each time");
+    println!(
+        "{KILLS} kills, {within_cases} of them within a case, {processes} processes in all; the host was as before each time"
+    );
     if within_cases < KILLS as usize / 3 {
-        return Err(format!("only {within_cases} of {KILLS} kills met a case that ran: this machine is too slow for the moments"));
+        return Err(format!(
+            "only {within_cases} of {KILLS} kills met a case that ran: this machine is too slow for the moments"
+        ));
     }
     Ok(())
 }

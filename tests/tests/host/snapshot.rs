@@ -15,8 +15,12 @@ impl Snapshot {
     /// Takes it.
     pub fn take() -> Result<Self, String> {
         let mut topics = BTreeMap::new();
-        topics.insert("namespaces".to_owned(), namespaces().map_err(|error| format!("failed to list namespaces: {error}"))?);
-        topics.insert("processes".to_owned(), processes().map_err(|error| format!("failed to list processes: {error}"))?);
+        topics.insert(
+            "namespaces".to_owned(),
+            namespaces().map_err(|error| format!("failed to list namespaces: {error}"))?,
+        );
+        topics
+            .insert("processes".to_owned(), processes().map_err(|error| format!("failed to list processes: {error}"))?);
         for file in [
             "self/mountinfo",
             "net/route",
@@ -28,13 +32,21 @@ impl Snapshot {
             "sysvipc/sem",
             "sysvipc/shm",
         ] {
-            let text = fs::read_to_string(format!("/proc/{file}")).map_err(|error| format!("failed to read /proc/{file}: {error}"))?;
+            let text = fs::read_to_string(format!("/proc/{file}"))
+                .map_err(|error| format!("failed to read /proc/{file}: {error}"))?;
             topics.insert(file.to_owned(), numbered(&text));
         }
-        let devices = fs::read_to_string("/proc/net/dev").map_err(|error| format!("failed to read /proc/net/dev: {error}"))?;
-        topics.insert("interfaces".into(), devices.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().into()).collect());
+        let devices =
+            fs::read_to_string("/proc/net/dev").map_err(|error| format!("failed to read /proc/net/dev: {error}"))?;
+        topics.insert(
+            "interfaces".into(),
+            devices.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().into()).collect(),
+        );
         for folder in ["/etc", "/run", "/tmp", "/dev/shm", "/dev/net"] {
-            topics.insert(folder.to_owned(), files(Path::new(folder)).map_err(|error| format!("failed to list {folder}: {error}"))?);
+            topics.insert(
+                folder.to_owned(),
+                files(Path::new(folder)).map_err(|error| format!("failed to list {folder}: {error}"))?,
+            );
         }
         topics.insert("sysctl".into(), settings(Path::new("/proc/sys/net")));
         let (rules, tables) = netlink().map_err(|error| format!("failed to ask the kernel: {error}"))?;
@@ -64,7 +76,9 @@ fn namespaces() -> io::Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for process in fs::read_dir("/proc")?.flatten() {
         let Ok(entries) = fs::read_dir(process.path().join("ns")) else { continue };
-        found.extend(entries.flatten().filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())));
+        found.extend(
+            entries.flatten().filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())),
+        );
     }
     Ok(found)
 }
