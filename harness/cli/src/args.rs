@@ -15,7 +15,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run scenarios on a subject, in networks of their own, and judge what was recorded.
-    Run(Run),
+    Run(Box<Run>),
     /// Judge a finished bundle, or one case of it, again.
     Judge(Judge),
     /// List what the program carries.

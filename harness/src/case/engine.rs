@@ -159,12 +159,15 @@ impl Engine {
         if let Some(user) = &user {
             ignore_pids.push(user.client.ping().await?.0);
         }
-        let stage = client.stage();
+        let (upper, lower) = match client.overlay() {
+            Some((upper, lower)) => (Some(upper), lower),
+            None => (None, Vec::new()),
+        };
         let scope = Scope {
             root: PathBuf::from("/"),
-            upper: Some(stage.join("upper")),
-            lower: client.lower_layers(),
-            extra_trees: ["/run", "/tmp", "/var"].map(PathBuf::from).to_vec(),
+            upper,
+            lower,
+            extra_trees: client.own_folders(),
             ignore_pids,
             ignore_paths: Vec::new(),
             state_dir: Some(STATE_DIR.into()),

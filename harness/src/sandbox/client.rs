@@ -92,10 +92,18 @@ impl Client {
         PathBuf::from(format!("/proc/1/fd/{STAGE_FD}"))
     }
 
-    /// The layers below the private root's own, the top-most first, as paths inside the machine.
-    pub fn lower_layers(&self) -> Vec<PathBuf> {
+    /// The overlay of the private root as paths inside the machine: its upper folder, and the layers below it. Without
+    /// root privileges the root is no overlay.
+    pub fn overlay(&self) -> Option<(PathBuf, Vec<PathBuf>)> {
         let host = PathBuf::from(format!("/proc/1/fd/{HOST_FD}"));
-        if self.rootless { vec![self.stage().join("base"), host] } else { vec![host] }
+        (!self.rootless).then(|| (self.stage().join("upper"), vec![host]))
+    }
+
+    /// Folders of the machine of which everything is its own.
+    pub fn own_folders(&self) -> Vec<PathBuf> {
+        let fresh = ["/run", "/tmp", "/var"].map(PathBuf::from);
+        let copied = self.rootless.then(|| ["/etc", "/root"].map(PathBuf::from)).into_iter().flatten();
+        fresh.into_iter().chain(copied).collect()
     }
 }
 

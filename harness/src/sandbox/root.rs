@@ -25,28 +25,22 @@ pub(super) fn enter_private_root(rootless: bool) -> Result<(OwnedFd, OwnedFd), S
     // Any folder of the host's root can carry the tmpfs: the mount is private to this namespace.
     let stage = Path::new("/tmp");
     mount_fs("tmpfs", stage, "tmpfs", MsFlags::empty(), "mode=755,size=512m")?;
-    for name in ["upper", "work", "base", "root", "host"] {
+    for name in ["upper", "work", "root", "host"] {
         make_dir(&stage.join(name), 0o755)?;
     }
     let stage_fd = open_dir(stage)?;
-    let mut lower = String::from("/");
-    let mut options = format!("upperdir={0}/upper,workdir={0}/work", stage.display());
-    if rootless {
-        // With one user mapped, the host's /etc belongs to nobody and cannot be written through an overlay: a copy that
-        // belongs to us goes on top of it. Files that only the real root can read stay out.
-        copy_tree(Path::new("/etc"), &stage.join("base/etc"))?;
-        lower = format!("{}/base:/", stage.display());
-        options.push_str(",userxattr");
-    }
-    let host = stage.join("host");
-    bind(Path::new("/"), &host)?;
-    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    mount(None::<&str>, &host, None::<&str>, read_only | kept_flags(&host), None::<&str>).map_err(io_error).map_err(
-        |source| SandboxError::Mount { what: "the host's root, read-only".into(), target: host.clone(), source },
-    )?;
-    let host_fd = open_dir(&host)?;
     let root = stage.join("root");
-    mount_fs("overlay", &root, "overlay", MsFlags::empty(), &format!("lowerdir={lower},{options}"))?;
+    let host = stage.join("host");
+    bind_read_only(Path::new("/"), &host, rootless)?;
+    let host_fd = open_dir(&host)?;
+    if rootless {
+        // pivot_root(2) wants a mount.
+        bind(&root, &root)?;
+        assemble_root(&root)?;
+    } else {
+        let options = format!("lowerdir=/,upperdir={0}/upper,workdir={0}/work", stage.display());
+        mount_fs("overlay", &root, "overlay", MsFlags::empty(), &options)?;
+    }
     for (name, mode) in FRESH {
         make_dir(&stage.join(name), mode)?;
         bind(&stage.join(name), &root.join(name))?;
@@ -80,6 +74,47 @@ fn kept_flags(path: &Path) -> MsFlags {
     .into_iter()
     .filter(|(flag, _)| have.contains(*flag))
     .fold(MsFlags::empty(), |all, (_, flag)| all | flag)
+}
+
+/// A root without an overlay. With one user mapped, the host's folders belong to nobody, so that an overlay could not copy
+/// them up, and its root, with mounts of a more privileged namespace on it, can be no layer (mount_namespaces(7), "locked").
+/// /etc is copied, so that it belongs to us; files that only the real root can read stay out. The rest is seen read-only.
+fn assemble_root(root: &Path) -> Result<(), SandboxError> {
+    let failed = |path: &Path| SandboxError::system(format!("read {}", path.display()));
+    let top = Path::new("/");
+    for entry in fs::read_dir(top).map_err(failed(top))? {
+        let entry = entry.map_err(failed(top))?;
+        let (from, to) = (entry.path(), root.join(entry.file_name()));
+        let kind = entry.file_type().map_err(failed(&from))?;
+        let name = entry.file_name();
+        if kind.is_symlink() {
+            let target = fs::read_link(&from).map_err(failed(&from))?;
+            symlink(target, &to).map_err(SandboxError::system(format!("link {}", to.display())))?;
+        } else if name == "etc" {
+            copy_tree(&from, &to)?;
+        } else if kind.is_dir() {
+            make_dir(&to, 0o755)?;
+            let ours =
+                FRESH.iter().any(|(fresh, _)| name == *fresh) || name == "dev" || name == "proc" || name == "sys";
+            // A folder that this user cannot enter is empty for it anyway.
+            if !ours && name != "root" && fs::read_dir(&from).is_ok() {
+                bind_read_only(&from, &to, true)?;
+            }
+        }
+    }
+    for name in ["dev", "proc", "sys", "run", "tmp", "var", "root"] {
+        make_dir(&root.join(name), 0o755)?;
+    }
+    Ok(())
+}
+
+/// Binds a folder, with what is mounted in it where that is the only way, and makes it read-only.
+fn bind_read_only(from: &Path, to: &Path, with_submounts: bool) -> Result<(), SandboxError> {
+    let failed = |source| SandboxError::Mount { what: from.display().to_string(), target: to.into(), source };
+    let deep = if with_submounts { MsFlags::MS_REC } else { MsFlags::empty() };
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | deep, None::<&str>).map_err(io_error).map_err(failed)?;
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept_flags(to);
+    mount(None::<&str>, to, None::<&str>, read_only, None::<&str>).map_err(io_error).map_err(failed)
 }
 
 fn make_dev(dev: &Path) -> Result<(), SandboxError> {
