@@ -32,6 +32,11 @@ const BUCKETS: usize = 28;
 const RUNS: usize = 500;
 const SEND_BUFFER: usize = 8 << 20;
 
+/// The part of the budget that is sent at full speed: one in so many.
+const FULL_SPEED: u64 = 10;
+/// The pause after a send that succeeded, when that part is spent.
+const PACE: Duration = Duration::from_micros(100);
+
 /// The running hammers, by name.
 #[derive(Default)]
 pub(super) struct Hammers {
@@ -176,7 +181,12 @@ impl Hammer {
                 let id = self.spec.id.clone();
                 outbox.send(&Event::HammerStarted { id, at_ns, local: self.sockets.local() });
             }
+            let sent = result.is_ok();
             record.attempt(turn, at_ns, result.err());
+            if sent && record.report.sent_ok > self.spec.max_sent / FULL_SPEED {
+                // Where everything passes there is nothing to find: what is left of the budget has to last until it does not.
+                thread::park_timeout(PACE);
+            }
             turn = (turn + 1) % self.targets.len();
         }
         (record.finish(), self.sockets)

@@ -28,8 +28,8 @@ const ANSWER_MS: u64 = 700;
 const SILENT_MS: u64 = 100;
 /// How long the first query of an old flow may wait.
 const FLOW_ANSWER_MS: u64 = 1000;
-/// A port of the client at which unsolicited packets are received, or not.
-const INBOUND_PORT: u16 = 40053;
+/// A port of the client at which unsolicited packets are received, or not; no socket gets it by itself (ip_local_port_range).
+const INBOUND_PORT: u16 = 20053;
 /// How long an unsolicited packet may take from one end of a link to a socket at the other.
 const INBOUND_WAIT: Duration = Duration::from_millis(150);
 /// Sends of one hammer that may reach the wire: enough to see any opening, few enough to store.

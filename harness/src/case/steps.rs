@@ -8,7 +8,7 @@ use super::{
 use crate::{
     history::{Cause, Event},
     scenario::{Call, Expected, Fault, LinkChange, RelayMode, Step, Tamper},
-    subject::{CallError, Pending, Subject},
+    subject::{CallError, Pending, Subject, SubjectEvent},
     testbed::plan::*,
 };
 use nix::sys::signal::Signal;
@@ -19,6 +19,8 @@ use watertight_protocol::{InitializeParams, InitializeResult, PROTOCOL_VERSION, 
 
 /// A first handshake that was lost is tried again after 5 s.
 const TO_CONNECTED: Duration = Duration::from_secs(20);
+/// How often a subject that reports no states is asked.
+const ASKING: Duration = Duration::from_millis(20);
 /// Two clean ends of a process: answered, then gone.
 const TO_END: Duration = Duration::from_secs(30);
 /// A correction of the resolver file is awaited for longer than it may take, so that the figure is known.
@@ -92,7 +94,7 @@ impl Engine {
 
     async fn call_and_wait(&mut self, name: &str, params: Value, target: State) -> Result<bool, CaseError> {
         let before = self.known.borrow().notifications;
-        let already = self.known.borrow().state == Some(target) && name != method::CONNECT;
+        let already = self.reports_states() && self.known.borrow().state == Some(target) && name != method::CONNECT;
         let pending = self.send_recorded(name, params);
         let Some((pending, started)) = pending else { return Ok(false) };
         let limit = wait_limit(target);
@@ -124,7 +126,7 @@ impl Engine {
     }
 
     fn send_recorded(&mut self, name: &str, params: Value) -> Option<(Pending, Instant)> {
-        let subject = self.subject.as_mut()?;
+        let subject = self.subject.as_ref()?;
         let pending = subject.send(name, params);
         self.recorder.record(Event::Request { id: pending.id, method: name.into() });
         Some((pending, Instant::now()))
@@ -168,16 +170,18 @@ impl Engine {
 
     /// Waits for a state: one that is reported after `since` notifications, or that holds already.
     async fn wait_for(&self, target: State, since: u64, limit: Duration) -> bool {
-        let mut known = self.known.subscribe();
         let began = Instant::now();
-        let polls = !self.reports_states();
-        let reached =
-            known.wait_for(|known| known.ended || (known.state == Some(target) && known.notifications > since));
-        let result = timeout(limit, reached).await.map(|known| known.is_ok_and(|known| !known.ended));
-        if let Ok(true) = result {
+        let reached = if self.reports_states() {
+            let mut known = self.known.subscribe();
+            let reached =
+                known.wait_for(|known| known.ended || (known.state == Some(target) && known.notifications > since));
+            timeout(limit, reached).await.is_ok_and(|known| known.is_ok_and(|known| !known.ended))
+        } else {
+            timeout(limit, self.ask_until(target)).await.is_ok_and(|reached| reached)
+        };
+        if reached {
             return true;
         }
-        debug_assert!(!polls || result.is_err() || result == Ok(false));
         let state = self.known.borrow().state;
         self.recorder.record(Event::TimedOut {
             what: format!(
@@ -189,6 +193,24 @@ impl Engine {
             requirement: requirement_of(target).into(),
         });
         false
+    }
+
+    /// Asks a subject that reports no states until it is in this one. `false` if it ended.
+    async fn ask_until(&self, target: State) -> bool {
+        let tell = self.on_event();
+        let mut ticks = tokio::time::interval(ASKING);
+        loop {
+            ticks.tick().await;
+            let Some(subject) = self.subject.as_ref().filter(|_| !self.known.borrow().ended) else { return false };
+            let answer = subject.call(method::STATE, json!({}), ANSWER).await;
+            if let Ok(Ok(answer)) = answer.map(serde_json::from_value::<StateResult>) {
+                // What it is now, it is from now on: the same as a notification.
+                tell(SubjectEvent::State(answer.state));
+                if answer.state == target {
+                    return true;
+                }
+            }
+        }
     }
 
     fn reports_states(&self) -> bool {

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     agent::wire::Outcome,
-    history::{Event, MarkerKind},
+    history::{Event, MarkerKind, Record},
     probe,
-    scenario::Step,
+    scenario::{Expected, Step},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -303,6 +303,18 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
                 if report.attempts == 0 {
                     problems.push(format!("the hammer of {id} made no attempt"));
                 }
+                let step = id.strip_prefix("step-").and_then(|index| index.parse::<usize>().ok());
+                let blind = report.budget_spent_at.is_some_and(|spent| {
+                    timeline.intervals.iter().any(|interval| {
+                        interval.in_step
+                            && interval.step == step
+                            && interval.time.0 > spent
+                            && interval.protects_at(interval.time.0)
+                    })
+                });
+                if blind {
+                    problems.push(format!("the hammer of {id} had sent all it may before the step began to protect"));
+                }
             }
             _ => {}
         }
@@ -319,6 +331,7 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
     if windows.len() < wanted + 1 {
         problems.push(format!("{} windows were probed, {} steps needed one", windows.len(), wanted + 1));
     }
+    problems.extend(neglected_steps(recording));
     condition(
         "stimulus",
         problems,
@@ -329,9 +342,47 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
     )
 }
 
+/// Steps whose state was not probed, that nobody hammered, or whose expectation was not looked at.
+fn neglected_steps(recording: &Recording) -> Vec<String> {
+    let records = &recording.records;
+    let mut problems = Vec::new();
+    let mut begins: Vec<usize> =
+        (0..records.len()).filter(|at| matches!(records[*at].event, Event::Step { .. })).collect();
+    let first = begins.first().copied().unwrap_or(records.len());
+    let windows =
+        |records: &[Record]| records.iter().filter(|record| matches!(record.event, Event::Planned { .. })).count();
+    // The baseline, and the state in which the subject is with its first settings.
+    let configured = records[..first].iter().any(|record| matches!(record.event, Event::Settings(_)));
+    if windows(&records[..first]) < 1 + usize::from(configured) {
+        problems.push("no window was probed before the first step".into());
+    }
+    begins.push(records.len());
+    for pair in begins.windows(2) {
+        let during = &records[pair[0]..pair[1]];
+        let Some(Event::Step { index, step }) = during.first().map(|record| &record.event) else { continue };
+        let number = index + 1;
+        if !matches!(step, Step::Send(_) | Step::Expect(_) | Step::Relay(_)) && windows(during) == 0 {
+            problems.push(format!("no window was probed after step {number}"));
+        }
+        let hammered = during.iter().any(|record| matches!(record.event, Event::HammerPlanned { .. }));
+        if !matches!(step, Step::Probe(_) | Step::Expect(_)) && !hammered {
+            problems.push(format!("no hammer was planned for step {number}"));
+        }
+        let compared = during.iter().any(|record| matches!(record.event, Event::Snapshot { compared: Some(_), .. }));
+        if matches!(step, Step::Expect(expected) if *expected != Expected::Error) && !compared {
+            problems.push(format!("no snapshot was taken for the expectation of step {number}"));
+        }
+    }
+    problems
+}
+
 /// Wire, counter and far logs tell the same story.
 fn agreement(recording: &Recording) -> Condition {
     let mut problems = Vec::new();
+    // What the API got is written down by itself, and counted by nobody else.
+    let is_counted = |event: &Event| matches!(event, Event::Query { server, .. } if server != "api");
+    let until_counted = recording.records.iter().take_while(|record| !matches!(record.event, Event::QueriesEnd { .. }));
+    let in_log = until_counted.filter(|record| is_counted(&record.event)).count() as u64;
     for record in &recording.records {
         match &record.event {
             Event::Capture(account) if account.counter != account.captured + account.dropped => problems.push(format!(
@@ -350,11 +401,14 @@ fn agreement(recording: &Recording) -> Condition {
                     ));
                 }
             }
-            Event::QueriesEnd { counted, written } if counted != written => {
-                problems.push(format!("the far resolvers counted {counted} queries and {written} are in the log"));
+            Event::QueriesEnd { counted, .. } if *counted != in_log => {
+                problems.push(format!("the far resolvers counted {counted} queries and {in_log} are in the log"));
             }
             _ => {}
         }
+    }
+    if !recording.records.iter().any(|record| matches!(record.event, Event::QueriesEnd { .. })) {
+        problems.push("the far resolvers gave no account".into());
     }
     let tag = format!("{}-", recording.header.tag);
     // Unsolicited packets from the LAN are no queries of the client's, wherever it forwards them.
@@ -422,6 +476,13 @@ fn harness(recording: &Recording) -> Condition {
         .chain(recording.snapshots.iter().filter_map(|(name, snapshot)| {
             snapshot.as_ref().err().map(|error| format!("the snapshot {name} cannot be read: {error}"))
         }))
+        .chain(
+            ["before", "after"]
+                .into_iter()
+                .filter(|name| !recording.snapshots.contains_key(*name))
+                .map(|name| format!("the snapshot {name} was not taken")),
+        )
+        .chain(unwatched_version(recording))
         .collect();
     let markers = recording.markers().count();
     let explained = recording.links.get("uplink").map_or(0, |link| {
@@ -435,4 +496,19 @@ fn harness(recording: &Recording) -> Condition {
         problems,
         format!("no trouble; {markers} markers sent, {explained} marker frames on the uplink"),
     )
+}
+
+/// A version of the resolver file that a snapshot saw and the watcher, which sees every version, did not.
+fn unwatched_version(recording: &Recording) -> Option<String> {
+    let files = recording.records.iter().filter_map(|record| match &record.event {
+        Event::File { cause, hash, .. } => Some((cause == "snapshot", hash)),
+        _ => None,
+    });
+    let (by_snapshot, by_watcher): (Vec<_>, Vec<_>) = files.partition(|(by_snapshot, _)| *by_snapshot);
+    // The first version is the original, which was there before the watcher.
+    let original = by_snapshot.first()?;
+    let missed =
+        by_snapshot.iter().filter(|seen| *seen != original && !by_watcher.iter().any(|(_, hash)| *hash == seen.1));
+    let missed = missed.count();
+    (missed > 0).then(|| format!("{missed} snapshots saw a version of the resolver file that its watcher did not"))
 }

@@ -329,15 +329,15 @@ fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step
     if code == watertight_protocol::code::METHOD_NOT_FOUND {
         return true;
     }
-    let index = interval.step.unwrap_or(usize::MAX);
+    let at = |later: usize| interval.step.and_then(|index| steps.get(index + later));
     let wants_error = |step: &Step| {
         matches!(
             step,
             Step::Connect(watertight_protocol::State::Error) | Step::Expect(crate::scenario::Expected::Error)
         )
     };
-    let here = steps.get(index).is_some_and(wants_error) || steps.get(index + 1).is_some_and(wants_error);
-    let killed = matches!(steps.get(index), Some(Step::Fault(Fault::Kill)));
+    let here = at(0).is_some_and(wants_error) || at(1).is_some_and(wants_error);
+    let killed = matches!(at(0), Some(Step::Fault(Fault::Kill)));
     // A call that another one overtook may say so.
     let overtaken = method == "connect" && steps.iter().any(|step| matches!(step, Step::Send(_)));
     here || killed || overtaken || matches!(interval.life, Life::Dead | Life::Stopped) || method == "state"

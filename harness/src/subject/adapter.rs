@@ -7,7 +7,10 @@ use serde_json::Value;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -69,7 +72,7 @@ pub struct Subject {
     process: Arc<Process>,
     lines: mpsc::UnboundedSender<Option<String>>,
     answers: Answers,
-    next_id: u64,
+    next_id: AtomicU64,
 }
 
 impl Subject {
@@ -119,13 +122,12 @@ impl Subject {
             pending.lock().expect("no holder panics").clear();
             on_event(SubjectEvent::Ended(how));
         });
-        Ok(Self { process, lines, answers, next_id: 1 })
+        Ok(Self { process, lines, answers, next_id: AtomicU64::new(1) })
     }
 
     /// Sends a request and gives back what its answer will be.
-    pub fn send(&mut self, method: &str, params: impl Serialize) -> Pending {
-        let id = self.next_id;
-        self.next_id += 1;
+    pub fn send(&self, method: &str, params: impl Serialize) -> Pending {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let request = Request {
             jsonrpc: "2.0".into(),
             id: Some(id.into()),
@@ -136,7 +138,7 @@ impl Subject {
     }
 
     /// Sends a line as it is; an answer with `id` is its answer.
-    pub fn send_raw(&mut self, id: u64, method: &str, line: String) -> Pending {
+    pub fn send_raw(&self, id: u64, method: &str, line: String) -> Pending {
         let (tell, answer) = oneshot::channel();
         // Told by an ended process already? Then the call is over before it begins.
         if self.process.ended().is_none() {
@@ -150,7 +152,7 @@ impl Subject {
     }
 
     /// Sends a request and waits for its answer.
-    pub async fn call(&mut self, method: &str, params: impl Serialize, within: Duration) -> Result<Value, CallError> {
+    pub async fn call(&self, method: &str, params: impl Serialize, within: Duration) -> Result<Value, CallError> {
         self.send(method, params).within(within).await
     }
 

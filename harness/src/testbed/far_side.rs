@@ -171,6 +171,8 @@ impl FarSide {
         topology.start_tunnel_side().await?;
         let tunnel_side = ResolverConfig {
             udp_tcp: all(53).to_vec(),
+            tls: all(853).to_vec(),
+            identity: Some(identity),
             any_address: true,
             interface: Some(RELAY_TUNNEL.into()),
             ..ResolverConfig::new("in-tunnel", 4)

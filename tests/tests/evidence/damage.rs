@@ -116,7 +116,11 @@ pub const DAMAGES: &[Damage] = &[
         words: &["stimulus: ", "was not planned in window 4"],
         inflict: |case| nth(case, "planned", 3, |event| event["probes"] = json!([])),
     },
-    Damage { name: "a-window-not-probed", words: &["stimulus: ", "windows were probed"], inflict: lose_a_window },
+    Damage {
+        name: "a-window-not-probed",
+        words: &["stimulus: ", "no window was probed after step 5"],
+        inflict: lose_a_window,
+    },
     Damage {
         name: "a-hammer-without-a-report",
         words: &["stimulus: ", "hammers were planned"],
@@ -129,7 +133,7 @@ pub const DAMAGES: &[Damage] = &[
     },
     Damage {
         name: "a-transition-not-hammered",
-        words: &["stimulus: ", "hammer"],
+        words: &["stimulus: ", "no hammer was planned for step 1"],
         inflict: |case| {
             edit_history(case, |events| {
                 lose(events, |event| event["kind"] == "hammer-planned", 1);
@@ -168,7 +172,7 @@ pub const DAMAGES: &[Damage] = &[
     },
     Damage {
         name: "the-far-logs-account-missing",
-        words: &["agreement: "],
+        words: &["agreement: ", "the far resolvers gave no account"],
         inflict: |case| lose_events(case, |event| event["kind"] == "queries-end", 1),
     },
     Damage {
@@ -183,17 +187,22 @@ pub const DAMAGES: &[Damage] = &[
     },
     Damage {
         name: "nothing-to-compare-with",
-        words: &["snapshot"],
+        words: &["harness: ", "the snapshot before was not taken"],
         inflict: |case| lose_events(case, |event| event["kind"] == "snapshot" && event["folder"] == "before", 1),
     },
     Damage {
         name: "the-last-comparison-not-made",
-        words: &["snapshot"],
+        words: &["harness: ", "the snapshot after was not taken"],
         inflict: |case| lose_events(case, |event| event["kind"] == "snapshot" && event["folder"] == "after", 1),
     },
     Damage {
+        name: "an-expectation-not-looked-at",
+        words: &["stimulus: ", "no snapshot was taken for the expectation of step 4"],
+        inflict: |case| lose_events(case, |event| event["kind"] == "snapshot" && event["folder"] == "step-3", 1),
+    },
+    Damage {
         name: "the-resolver-file-not-watched",
-        words: &["resolver file"],
+        words: &["harness: ", "saw a version of the resolver file that its watcher did not"],
         inflict: |case| lose_events(case, |event| event["kind"] == "file" && event["cause"] != "snapshot", usize::MAX),
     },
     Damage {

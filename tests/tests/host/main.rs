@@ -22,6 +22,8 @@ use watertight_tests::{Needs, missing, program, trial};
 
 /// As many as the project promises.
 const KILLS: u64 = 30;
+/// Parts of the suite that are run in turn.
+const PARTS: u64 = 6;
 /// The longest that a harness lives before it is killed: longer than most cases take.
 const LONGEST: Duration = Duration::from_millis(2500);
 
@@ -85,7 +87,9 @@ fn killed(first: &First) -> Result<(), String> {
     for number in 1..=KILLS {
         let moment = LONGEST.mul_f64(random.share());
         let name = format!("killed-{number}");
-        let mut harness = harness(&name, &["--partition", &format!("{number}/{KILLS}"), "--jobs", "2"])?;
+        // Each time another part of the suite, that takes longer than the longest life.
+        let part = format!("{}/{PARTS}", number % PARTS + 1);
+        let mut harness = harness(&name, &["--partition", &part, "--jobs", "2"])?;
         if ends_before(&harness, moment)? {
             return Err(format!("the run ended by itself within {moment:?}: {}", said(&name)));
         }
