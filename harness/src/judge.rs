@@ -47,11 +47,12 @@ pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     findings.extend(restore::findings(recording));
     let accounting = evidence::account(recording, &timeline);
     // What was not seen is only known where the evidence is complete.
-    let (expected, notes) = expected::findings(recording, &timeline);
+    let unmet = expected::findings(recording, &timeline);
+    findings.extend(unmet.certain);
     if accounting.complete() {
-        findings.extend(expected);
+        findings.extend(unmet.by_absence);
     }
-    verdict.notes.extend(notes);
+    verdict.notes.extend(unmet.notes);
     verdict.conclude(recording, findings, accounting, options);
     verdict
 }

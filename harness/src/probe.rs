@@ -125,6 +125,12 @@ pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec
         add("dot6-public".into(), who, How::Tls(at(PUBLIC_V6.into(), 853)));
         add("udp6-lan-link-local".into(), who, How::LinkLocal);
     }
+    // What is not DNS by its port: whoever filters port 53 alone lets it out.
+    for port in [123, 443, 5300, 5353, 40_000] {
+        add(format!("udp4-public-port{port}"), Who::Root, How::Udp(at(PUBLIC_V4.into(), port), Binding::Free));
+    }
+    add("tcp4-public-port443".into(), Who::Root, How::Tcp(at(PUBLIC_V4.into(), 443), Binding::Free));
+    add("udp6-public-port443".into(), Who::Root, How::Udp(at(PUBLIC_V6.into(), 443), Binding::Free));
     for (server, v4, v6) in SERVERS {
         if matches!(server, "lan" | "public") {
             for (family, address) in [("4", v4), ("6", v6)] {

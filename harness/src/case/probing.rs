@@ -291,7 +291,8 @@ impl Engine {
 /// Relay and API take DNS and never answer it: only a refusal could come.
 fn answer_ms(kind: &Kind) -> u64 {
     let silent = [RELAY_V4.into(), API.ip()];
-    if kind.server().is_some_and(|server| silent.contains(&server.ip())) { SILENT_MS } else { ANSWER_MS }
+    let nobody = |server: SocketAddr| silent.contains(&server.ip()) || !matches!(server.port(), 53 | 853);
+    if kind.server().is_some_and(nobody) { SILENT_MS } else { ANSWER_MS }
 }
 
 /// Numbers behind `mark` in a ruleset's text, zero excepted.

@@ -322,6 +322,22 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
     if hammers != reports {
         problems.push(format!("{hammers} hammers were planned and {reports} told what they did"));
     }
+    let begun: BTreeSet<usize> = recording
+        .records
+        .iter()
+        .filter_map(|record| match &record.event {
+            Event::Step { index, .. } => Some(*index),
+            _ => None,
+        })
+        .collect();
+    let unsupported = super::missing_capabilities(recording).is_some();
+    let skipped: Vec<String> = (0..recording.header.definition.steps.len())
+        .filter(|index| !unsupported && !begun.contains(index))
+        .map(|index| (index + 1).to_string())
+        .collect();
+    if !skipped.is_empty() {
+        problems.push(format!("the scenario was not carried out to its end: step {} is missing", skipped.join(", ")));
+    }
     let probed_steps = timeline.intervals.iter().filter(|interval| interval.window.is_some()).count();
     let wanted = recording
         .records
@@ -422,7 +438,9 @@ fn agreement(recording: &Recording) -> Condition {
             if dns.is_response {
                 continue;
             }
-            for (name, _) in dns.questions.iter().filter(|(name, _)| is_ours(name)) {
+            // Where nobody listens for DNS, nobody logs it.
+            let heard = frame.decoded.ports().is_some_and(|(_, to)| matches!(to, 53 | 51820));
+            for (name, _) in dns.questions.iter().filter(|(name, _)| heard && is_ours(name)) {
                 on_wire.insert((name.as_str(), ip.dst.to_string()));
             }
         }

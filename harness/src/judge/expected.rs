@@ -22,8 +22,20 @@ use watertight_protocol::Settings;
 /// A refusal that comes later than this after the attempt is no refusal at once (FWL-12), in nanoseconds.
 const AT_ONCE_MS: u64 = 400;
 
-/// Findings, and notes that are no findings.
-pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Vec<String>) {
+/// What the subject did not do.
+#[derive(Debug, Default)]
+pub struct Unmet {
+    /// Seen by itself: words, ends and deadlines of the subject.
+    pub certain: Vec<Finding>,
+    /// Known by what was not seen: believed only where the evidence is complete.
+    pub by_absence: Vec<Finding>,
+    /// No findings.
+    pub notes: Vec<String>,
+}
+
+/// Everything that must work and did not.
+pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
+    let mut certain = Vec::new();
     let mut found = Vec::new();
     let mut notes = Vec::new();
     if let Some(reason) = &recording.header.no_user {
@@ -95,6 +107,17 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                     entry.1 = format!("{}: {}", definition.target(), words(attempt));
                 }
             }
+            Event::Service { service, works: true, detail }
+                if service == "api" && !api_was_talked_to(recording, interval) =>
+            {
+                found.push(finding(
+                    "FWL-8",
+                    "X06",
+                    Verdict::Failed,
+                    interval.label(steps, record.t),
+                    format!("expected the subject to talk to its API; {detail}, and no packet went there"),
+                ));
+            }
             Event::Service { service, works, detail } => {
                 found.extend(service_finding(service, *works, detail, interval, steps, record.t));
             }
@@ -102,7 +125,7 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                 found.extend(inbound_finding(id, to, *received, *control, interval, steps, record.t));
             }
             Event::TimedOut { what, after_ms, requirement } => {
-                found.push(finding(
+                certain.push(finding(
                     requirement,
                     class_of_requirement(requirement),
                     Verdict::Failed,
@@ -110,14 +133,25 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                     format!("expected {what} in time; it did not come within {} s", after_ms.div_ceil(1000)),
                 ));
             }
-            Event::Violation { what } => found.push(finding(
+            Event::Violation { what } => certain.push(finding(
                 "RST-6",
                 "R10",
                 Verdict::Failed,
                 interval.label(steps, record.t),
                 format!("expected the adapter protocol to be kept; the adapter sent {what}"),
             )),
-            Event::Ended { how, expected: false } => found.push(finding(
+            Event::Ended { how, expected: true }
+                if how.starts_with("Killed") && !is_signal_expected(how, interval, steps) =>
+            {
+                certain.push(finding(
+                    "RST-5",
+                    "X02",
+                    Verdict::Failed,
+                    interval.label(steps, record.t),
+                    format!("expected the subject to end in order; its process ended: {how}"),
+                ));
+            }
+            Event::Ended { how, expected: false } => certain.push(finding(
                 "TRN-6",
                 "T07",
                 Verdict::Failed,
@@ -128,7 +162,7 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
                 if !is_error_expected(method, *code, interval, steps) =>
             {
                 let requirement = if method == "shutdown" { "RST-5" } else { "RST-6" };
-                found.push(finding(
+                certain.push(finding(
                     requirement,
                     "R10",
                     Verdict::Failed,
@@ -151,7 +185,17 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> (Vec<Finding>, Ve
             )
         });
     }
-    (merge(found), notes)
+    Unmet { certain: merge(certain), by_absence: merge(found), notes }
+}
+
+/// A process that is told to stop by a signal may end by it.
+fn is_signal_expected(how: &str, interval: &Interval, steps: &[Step]) -> bool {
+    let step = interval.step.and_then(|index| steps.get(index));
+    match step {
+        Some(Step::Fault(Fault::Kill)) => true,
+        Some(Step::Fault(Fault::Terminate)) => how == format!("Killed({})", libc::SIGTERM),
+        _ => false,
+    }
 }
 
 fn finding(requirement: &str, class: &str, verdict: Verdict, window: String, summary: String) -> Finding {
@@ -296,6 +340,16 @@ fn service_finding(
     Some(finding(requirement, "X06", Verdict::Overblock, interval.label(steps, t), text))
 }
 
+/// Whether the API's address was sent anything in this interval.
+fn api_was_talked_to(recording: &Recording, interval: &Interval) -> bool {
+    let api = crate::testbed::plan::API.ip();
+    recording.links.get("uplink").is_some_and(|link| {
+        link.frames.iter().any(|frame| {
+            frame.after_barrier == interval.barrier && frame.decoded.ip.as_ref().is_some_and(|ip| ip.dst == api)
+        })
+    })
+}
+
 fn inbound_finding(
     id: &str,
     to: &str,
@@ -340,7 +394,7 @@ fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step
     let killed = matches!(at(0), Some(Step::Fault(Fault::Kill)));
     // A call that another one overtook may say so.
     let overtaken = method == "connect" && steps.iter().any(|step| matches!(step, Step::Send(_)));
-    here || killed || overtaken || matches!(interval.life, Life::Dead | Life::Stopped) || method == "state"
+    here || killed || overtaken || matches!(interval.life, Life::Dead | Life::Stopped)
 }
 
 fn class_of_requirement(requirement: &str) -> &'static str {

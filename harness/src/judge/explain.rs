@@ -47,6 +47,14 @@ pub fn on_uplink(frame: &SeenFrame, policy: &Policy, tag: &str) -> Option<Rule> 
         return Some(Rule::Open);
     }
     let decoded = &frame.decoded;
+    if is_lan_dns(decoded, policy) {
+        return Some(Rule::LanDns);
+    }
+    // A probe's name in clear is DNS, whatever it is wrapped in; and nothing of ours is tagged for a VLAN.
+    let local_service = decoded.ports().is_some_and(|(_, to)| LAN_SERVICES.contains(&to)) && policy.allows_lan();
+    if !decoded.vlan.is_empty() || (names_in(&frame.bytes, tag) && !local_service) {
+        return None;
+    }
     if decoded.arp.is_some() && decoded.malformed.is_none() {
         return Some(Rule::Arp);
     }
@@ -63,7 +71,7 @@ pub fn on_uplink(frame: &SeenFrame, policy: &Policy, tag: &str) -> Option<Rule> 
     if ip.protocol == libc::IPPROTO_IGMP as u8 && is_local_group(ip.dst) {
         return Some(Rule::Multicast);
     }
-    if is_dhcp(decoded) {
+    if is_dhcp(decoded, payload_of(frame)) {
         return Some(Rule::Dhcp);
     }
     let payload = decoded.payload(&frame.bytes);
@@ -84,15 +92,6 @@ pub fn on_uplink(frame: &SeenFrame, policy: &Policy, tag: &str) -> Option<Rule> 
         return Some(Rule::Api);
     }
     let port = decoded.ports().map(|(_, to)| to);
-    if port == Some(53)
-        && policy
-            .approved()
-            .lan
-            .iter()
-            .any(|server| server.address == ip.dst && server.scope.as_deref().is_none_or(|scope| scope == UPLINK))
-    {
-        return Some(Rule::LanDns);
-    }
     if policy.allows_lan() && is_lan(ip.dst, policy) && !is_dns(frame, port, tag) {
         return Some(Rule::Lan);
     }
@@ -112,10 +111,33 @@ pub fn in_tunnel(frame: &SeenFrame, policy: &Policy) -> Option<Rule> {
     (policy.mode == Mode::Connected && policy.approved().tunnel.contains(&destination)).then_some(Rule::Tunnel)
 }
 
-fn is_dhcp(decoded: &Decoded) -> bool {
+/// An approved server on the local network, by port 53.
+fn is_lan_dns(decoded: &Decoded, policy: &Policy) -> bool {
+    let (Some(ip), Some((_, 53))) = (&decoded.ip, decoded.ports()) else { return false };
+    policy
+        .approved()
+        .lan
+        .iter()
+        .any(|server| server.address == ip.dst && server.scope.as_deref().is_none_or(|scope| scope == UPLINK))
+}
+
+fn payload_of(frame: &SeenFrame) -> &[u8] {
+    frame.decoded.payload(&frame.bytes)
+}
+
+/// The ports, and a message that is what it says: a request with the magic cookie (RFC 2131, section 3), or one of the
+/// message types of a DHCPv6 client (RFC 8415, section 7.3).
+fn is_dhcp(decoded: &Decoded, payload: &[u8]) -> bool {
     let Some(Transport::Udp(udp)) = &decoded.transport else { return false };
+    if decoded.dns.is_some() || decoded.ip.as_ref().is_some_and(|ip| ip.fragment.is_some()) {
+        return false;
+    }
     let v4 = decoded.ip.as_ref().is_some_and(|ip| ip.dst.is_ipv4());
-    decoded.dns.is_none() && matches!((v4, udp.sport, udp.dport), (true, 68, 67) | (false, 546, 547))
+    match (v4, udp.sport, udp.dport) {
+        (true, 68, 67) => payload.first() == Some(&1) && payload.get(236..240) == Some(&[0x63, 0x82, 0x53, 0x63]),
+        (false, 546, 547) => payload.first().is_some_and(|kind| (1..=11).contains(kind)),
+        _ => false,
+    }
 }
 
 fn goes_to(decoded: &Decoded, (endpoint, protocol): (SocketAddr, IpProtocol)) -> bool {

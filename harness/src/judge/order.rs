@@ -2,7 +2,7 @@
 
 use super::{
     explain::on_uplink,
-    policy::{Policy, approved},
+    policy::{Mode, Policy, approved},
     recording::Recording,
     timeline::{Life, Timeline},
     verdict::{Evidence, Finding, Verdict},
@@ -345,9 +345,22 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
             .iter()
             .rfind(|(at, _, _)| *at < version.at)
             .is_some_and(|(_, _, state)| matches!(state, State::Disconnected | State::Error | State::Disconnecting));
+        let steady = interval.life == Life::Running
+            && !interval.in_step
+            && interval.next.is_empty()
+            && interval.policies.iter().all(|policy| policy.mode == Mode::Connected)
+            && !recording.records[..version.at]
+                .iter()
+                .any(|record| matches!(&record.event, Event::File { cause, .. } if cause == "outsider"));
         // Reading a file while it is being replaced is another finding's matter.
         let whole = !matches!(version.cause, "moved-from" | "create" | "modify");
-        if held && was_connected && !ended_disconnected && whole && !is_approved(version.content, settings) && !old {
+        if (held || steady)
+            && was_connected
+            && !ended_disconnected
+            && whole
+            && !is_approved(version.content, settings)
+            && !old
+        {
             let finding = finding(
                 "STA-4",
                 "T10",

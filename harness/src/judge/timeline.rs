@@ -153,6 +153,10 @@ struct Walk<'a> {
     ending: bool,
     /// What the calls that are under way lead to.
     heading: Vec<State>,
+    /// Whether a connection was ever asked for.
+    asked_to_connect: bool,
+    /// How many reports of `disconnected` were asked for and have not come yet.
+    openings: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -190,6 +194,8 @@ impl<'a> Walk<'a> {
             relay_silent: false,
             ending: false,
             heading: Vec::new(),
+            asked_to_connect: false,
+            openings: 0,
         }
     }
 
@@ -255,7 +261,10 @@ impl<'a> Walk<'a> {
             Cause::StepDone { .. } => self.in_step = false,
             Cause::State { state } => {
                 self.state = Some(state);
-                self.policies = vec![Policy::of(state, self.settings.as_ref())];
+                self.policies = vec![self.reported(state, self.openings, self.settings.as_ref())];
+                if state == State::Disconnected {
+                    self.openings = self.openings.saturating_sub(1);
+                }
                 if state == State::Connected {
                     // A tunnel that was just made works.
                     self.relay_silent = false;
@@ -294,7 +303,20 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// The policy of a reported state. A subject that was connected opens when it is told to, and only then: if it reports
+    /// `disconnected` unasked, it has to block all the same.
+    fn reported(&self, state: State, openings: usize, settings: Option<&Settings>) -> Policy {
+        let unasked = state == State::Disconnected && self.asked_to_connect && openings == 0 && !self.ending;
+        Policy::of(if unasked { State::Error } else { state }, settings)
+    }
+
     fn begin_step(&mut self, index: usize) {
+        let steps = &self.recording.header.definition.steps;
+        // What was sent without waiting may still be carried out in the next step.
+        if !index.checked_sub(1).and_then(|before| steps.get(before)).is_some_and(|step| matches!(step, Step::Send(_)))
+        {
+            self.openings = 0;
+        }
         match self.recording.header.definition.steps.get(index) {
             None | Some(Step::Shutdown(_) | Step::Fault(Fault::Terminate | Fault::EndOfFile)) => self.ending = true,
             Some(Step::Fault(Fault::Stop)) => self.life = Life::Frozen,
@@ -318,8 +340,14 @@ impl<'a> Walk<'a> {
                     }
                 }
                 Event::Request { method, .. } => match method.as_str() {
-                    "connect" => self.heading = vec![State::Connecting, State::Connected],
-                    "disconnect" => self.heading = vec![State::Disconnecting, State::Disconnected],
+                    "connect" => {
+                        self.asked_to_connect = true;
+                        self.heading = vec![State::Connecting, State::Connected];
+                    }
+                    "disconnect" => {
+                        self.openings += 1;
+                        self.heading = vec![State::Disconnecting, State::Disconnected];
+                    }
                     "block" => self.heading = vec![State::Error],
                     _ => {}
                 },
@@ -341,11 +369,14 @@ impl<'a> Walk<'a> {
             })
             .map(|barrier| (barrier.t, matches!(barrier.cause, Cause::Step { .. })))
             .unwrap_or_default();
+        let mut openings = self.openings;
         let mut policies = Vec::new();
         for target in &self.barriers[index + 1..] {
             for record in &records[taken..target.at] {
-                if let Event::Settings(new) = &record.event {
-                    settings = Some(new.clone());
+                match &record.event {
+                    Event::Settings(new) => settings = Some(new.clone()),
+                    Event::Request { method, .. } if method == "disconnect" => openings += 1,
+                    _ => {}
                 }
             }
             taken = target.at;
@@ -369,8 +400,14 @@ impl<'a> Walk<'a> {
                 Some(change) => change.t.saturating_sub(NOTICE).max(since).max(target.t.saturating_sub(TRANSITION)),
                 None => target.t.saturating_sub(NOTICE).max(since),
             };
-            policies.push((from, Policy::of(state, settings.as_ref())));
-            previous = (target.t, false);
+            policies.push((from, self.reported(state, openings, settings.as_ref())));
+            if state == State::Disconnected {
+                openings = openings.saturating_sub(1);
+            }
+            // Notifications of one step may come late and close together: its transitions begin with it at the earliest.
+            if !previous.1 {
+                previous = (target.t, false);
+            }
         }
         policies
     }
