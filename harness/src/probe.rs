@@ -128,7 +128,9 @@ pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec
     // What is not DNS by its port: whoever filters port 53 alone lets it out.
     for port in [123, 443, 5300, 5353, 40_000] {
         add(format!("udp4-public-port{port}"), Who::Root, How::Udp(at(PUBLIC_V4.into(), port), Binding::Free));
+        add(format!("udp4-public-port{port}-device"), Who::Root, How::Udp(at(PUBLIC_V4.into(), port), Binding::Device));
     }
+    add("tcp4-public-port443-device".into(), Who::Root, How::Tcp(at(PUBLIC_V4.into(), 443), Binding::Device));
     add("tcp4-public-port443".into(), Who::Root, How::Tcp(at(PUBLIC_V4.into(), 443), Binding::Free));
     add("udp6-public-port443".into(), Who::Root, How::Udp(at(PUBLIC_V6.into(), 443), Binding::Free));
     for (server, v4, v6) in SERVERS {

@@ -105,17 +105,20 @@ fn positive_control(recording: &Recording) -> Condition {
         .filter_map(|(name, _)| baseline.names.get(name.as_str()).copied())
         .collect();
     // Connections that carry no readable DNS are told by their socket.
-    let mut sockets: HashMap<(IpAddr, u16, bool), &str> = HashMap::new();
+    // Connections to different servers may share a local port.
+    let mut sockets: HashMap<(IpAddr, u16, bool), Vec<&str>> = HashMap::new();
     for record in &recording.records {
         if let Event::Probe { id, attempt } = &record.event
             && let (Some(kind), Some(local)) = (baseline.kinds.get(id.as_str()), attempt.local)
         {
-            sockets.insert(probe_socket(kind, local), *kind);
+            sockets.entry(probe_socket(kind, local)).or_default().push(kind);
         }
     }
     let by_socket: BTreeSet<&str> = frames
         .iter()
-        .filter_map(|frame| sockets.get(&frame.sender()?).copied())
+        .filter_map(|frame| sockets.get(&frame.sender()?))
+        .flatten()
+        .copied()
         // Only where the frame cannot be read as DNS: TLS, and connections that nobody accepts.
         .filter(|kind| kind.starts_with("dot") || kind.starts_with("tcp"))
         .collect();

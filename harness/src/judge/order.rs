@@ -17,6 +17,8 @@ use watertight_protocol::{Settings, State};
 
 /// A file's change is stamped by a clock that may be this much behind, in nanoseconds: one tick at 100 Hz.
 const TICK: u64 = 10_000_000;
+/// The longest that a transition may take, in nanoseconds.
+const TRANSITION: u64 = 1_000_000_000;
 /// External changes are corrected within this time (STA-5), in nanoseconds.
 const CORRECTION: u64 = 1_000_000_000;
 
@@ -259,13 +261,15 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[F
             continue;
         }
         let (Some(settings), t) = (settings_at(recording, at), recording.records[at].t) else { continue };
-        // A version is noticed a little after it was made; its own stamp says when that was.
-        let in_force = versions
-            .iter()
-            .take_while(|version| version.at < at || version.changed.is_some_and(|changed| changed <= t))
-            .filter(|version| version.changed.is_none_or(|changed| changed <= t + TICK))
-            .last();
-        let set = in_force.is_some_and(|version| is_approved(version.content, settings));
+        // A notification may be read late, when the next call has begun to put things back: a version counts that was in
+        // force within the time that a transition may take.
+        let made = |version: &FileVersion<'_>| version.changed.unwrap_or(version.record.t);
+        let set = versions.iter().enumerate().any(|(index, version)| {
+            let replaced = versions.get(index + 1).map_or(u64::MAX, |next| next.record.t);
+            is_approved(version.content, settings)
+                && made(version) <= t + TICK
+                && replaced >= t.saturating_sub(TRANSITION)
+        });
         if !set {
             let later = versions.iter().find(|version| version.at > at && is_approved(version.content, settings));
             let after = later.map_or("never in this case".to_owned(), |version| {

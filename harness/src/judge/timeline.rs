@@ -364,8 +364,11 @@ impl<'a> Walk<'a> {
         // What the harness or the subject said before: a transition begins after it.
         let mut previous = self.barriers[..=index]
             .iter()
-            .rfind(|barrier| {
-                matches!(barrier.cause, Cause::State { .. } | Cause::Step { .. } | Cause::Restarted { .. })
+            .rfind(|barrier| match barrier.cause {
+                Cause::Step { .. } | Cause::Restarted { .. } => true,
+                // Notifications of one step may come late: what it led to may be in force before they are read.
+                Cause::State { .. } => !self.in_step,
+                _ => false,
             })
             .map(|barrier| (barrier.t, matches!(barrier.cause, Cause::Step { .. })))
             .unwrap_or_default();
