@@ -72,7 +72,6 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     if let Err(code) = doctor::check() {
         return Ok(code);
     }
-    let bundle = bundle_folder(arguments.bundle.as_deref())?;
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let sabotage: Option<Sabotage> = arguments
         .sabotage
@@ -105,6 +104,7 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     if plans.is_empty() {
         bail!("no case matches; `watertight list scenarios` lists what there is");
     }
+    let bundle = bundle_folder(arguments.bundle.as_deref())?;
     let plans: Vec<CasePlan> = plans
         .into_iter()
         .enumerate()
@@ -178,9 +178,13 @@ fn judge(arguments: &Judge) -> miette::Result<ExitCode> {
     folders.sort();
     let mut verdicts = Vec::new();
     for folder in folders {
-        let verdict = judge_folder(&folder, &Options { strict: arguments.strict })
-            .into_diagnostic()
-            .wrap_err_with(|| format!("failed to judge {}", folder.display()))?;
+        // A recording that cannot be read is no evidence for anything.
+        let name = |path: Option<&Path>| {
+            path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let verdict = judge_folder(&folder, &Options { strict: arguments.strict }).unwrap_or_else(|error| {
+            CaseVerdict::unreadable(&name(folder.parent()), &name(Some(&folder)), &error.to_string())
+        });
         let recorded: Option<CaseVerdict> =
             std::fs::read(folder.join("verdict.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let differs = recorded.as_ref().is_some_and(|recorded| recorded.verdict != verdict.verdict);

@@ -31,6 +31,13 @@ fn main() -> ExitCode {
         [_, "@check", what] => watertight::selfcheck::check_main(what),
         [_, "@smoke", spec] => watertight::selfcheck::smoke_main(spec),
         [_, "@subject", name, rest @ ..] => subjects::run(name, rest),
-        _ => commands::run(args::Arguments::parse()),
+        _ => match args::Arguments::try_parse() {
+            Ok(arguments) => commands::run(arguments),
+            Err(error) => {
+                let wrong = error.use_stderr();
+                let _ = error.print();
+                if wrong { ExitCode::from(64) } else { ExitCode::SUCCESS }
+            }
+        },
     }
 }
