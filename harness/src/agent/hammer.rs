@@ -183,7 +183,9 @@ impl Hammer {
             }
             let sent = result.is_ok();
             record.attempt(turn, at_ns, result.err());
-            if sent && record.report.sent_ok > self.spec.max_sent / FULL_SPEED {
+            if record.report.sent_ok >= self.spec.max_sent {
+                record.report.budget_spent_at.get_or_insert_with(now_ns);
+            } else if sent && record.report.sent_ok > self.spec.max_sent / FULL_SPEED {
                 // Where everything passes there is nothing to find: what is left of the budget has to last until it does not.
                 thread::park_timeout(PACE);
             }
