@@ -79,7 +79,7 @@ async fn nftables() -> Result<String, Box<dyn Error>> {
     use nlink::{Connection, Nftables, netlink::nftables::Family};
     let advice =
         "use a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_NETDEV (`modprobe nf_tables`)";
-    let connection = Connection::<Nftables>::new()?;
+    let connection = Connection::<Nftables>::new().map_err(|error| format!("{error}; {advice}"))?;
     for family in [Family::Inet, Family::Netdev] {
         connection.add_table("watertight_check", family).await.map_err(|error| format!("{error}; {advice}"))?;
     }
