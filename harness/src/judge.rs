@@ -6,16 +6,21 @@
 mod evidence;
 mod expected;
 mod explain;
+#[cfg(test)]
+mod explain_tests;
+mod link_control;
 mod order;
 mod policy;
 mod recording;
 mod restore;
+mod smoke;
 mod timeline;
 mod verdict;
 mod wire;
 
 pub use policy::{Approved, approved};
 pub use recording::{JudgeError, Recording};
+pub use smoke::{SMOKE_FILE, write_smoke};
 pub use verdict::{Accounting, CaseVerdict, Condition, Evidence, Finding, RequirementVerdict, SubjectName, Verdict};
 
 use crate::{capture, history::Event, spec::Level};
@@ -29,8 +34,11 @@ pub struct Options {
     pub strict: bool,
 }
 
-/// Judges the case in `folder`.
+/// Judges the case in `folder`, or the smoke check that failed.
 pub fn judge_folder(folder: &Path, options: &Options) -> Result<CaseVerdict, JudgeError> {
+    if folder.join(SMOKE_FILE).is_file() {
+        return smoke::judge_smoke(folder);
+    }
     Ok(judge(&Recording::read(folder)?, options))
 }
 

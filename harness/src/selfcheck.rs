@@ -86,36 +86,61 @@ async fn nftables() -> Result<String, Box<dyn Error>> {
     Ok("tables of the families inet and netdev".into())
 }
 
-/// Smoke-checks a subject in a client of its own; the words are for people.
-pub fn smoke_check(subject: &SubjectCommand) -> Result<String, String> {
-    let spec = serde_json::to_string(subject).map_err(|error| error.to_string())?;
+/// Why there is no smoke check's blessing; the words are for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SmokeError {
+    /// The adapter does not keep the protocol.
+    #[error("{0}")]
+    Adapter(String),
+    /// The check itself failed.
+    #[error("the smoke check could not be made: {0}; `watertight doctor` tells what this machine lacks")]
+    Machine(String),
+}
+
+/// How the process of the smoke check says that it was not the adapter (sysexits.h, EX_SOFTWARE).
+const EX_SOFTWARE: u8 = 70;
+
+/// Smoke-checks a subject in a client of its own.
+pub fn smoke_check(subject: &SubjectCommand) -> Result<String, SmokeError> {
+    let machine = |error: &dyn std::fmt::Display| SmokeError::Machine(error.to_string());
+    let spec = serde_json::to_string(subject).map_err(|error| machine(&error))?;
     let mut child = Command::new("/proc/self/exe")
         .args(["@smoke", &spec])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("failed to start the smoke check: {error}"))?;
+        .map_err(|error| machine(&error))?;
     let _lifeline = child.stdin.take();
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    let output = child.wait_with_output().map_err(|error| machine(&error))?;
     let words = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if output.status.success() { Ok(words) } else { Err(words) }
+    match output.status.code() {
+        Some(0) => Ok(words),
+        Some(1) => Err(SmokeError::Adapter(words)),
+        _ => Err(machine(&format!("{}: {words}", output.status))),
+    }
 }
 
 /// The program's entry for `@smoke SUBJECT`.
 pub fn smoke_main(spec: &str) -> ExitCode {
     match smoke_in_isolation(spec) {
-        Ok(words) => {
+        Ok(Ok(words)) => {
             println!("{words}");
             ExitCode::SUCCESS
         }
+        Ok(Err(words)) => {
+            println!("{words}");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             println!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(EX_SOFTWARE)
         }
     }
 }
 
-fn smoke_in_isolation(spec: &str) -> Result<String, Box<dyn Error>> {
+/// The inner result is about the adapter.
+fn smoke_in_isolation(spec: &str) -> Result<Result<String, String>, Box<dyn Error>> {
     let command: SubjectCommand = serde_json::from_str(spec)?;
     let lifeline = io::stdin().as_fd().try_clone_to_owned()?;
     let isolation = isolate(lifeline)?;
@@ -123,7 +148,10 @@ fn smoke_in_isolation(spec: &str) -> Result<String, Box<dyn Error>> {
     tokio::task::LocalSet::new().block_on(&runtime, smoke_subject(command, isolation))
 }
 
-async fn smoke_subject(command: SubjectCommand, isolation: Isolation) -> Result<String, Box<dyn Error>> {
+async fn smoke_subject(
+    command: SubjectCommand,
+    isolation: Isolation,
+) -> Result<Result<String, String>, Box<dyn Error>> {
     let client = Client::start(isolation.rootless)?;
     let topology = Topology::build(&client, false).await?;
     topology.start().await?;
@@ -157,25 +185,23 @@ async fn smoke_subject(command: SubjectCommand, isolation: Isolation) -> Result<
         let _ = std::fs::File::open(&log).and_then(|file| file.take(2000).read_to_string(&mut said));
         if said.trim().is_empty() { text } else { format!("{text}\nits log says:\n{}", said.trim_end()) }
     };
-    match (checked, violation) {
-        (Err(failure), Some(violation)) => Err(words(format!("{failure}; the adapter: {violation}")).into()),
-        (Err(failure), None) => Err(words(failure.to_string()).into()),
-        (Ok(_), Some(violation)) => Err(words(format!("smoke check: the adapter: {violation}")).into()),
-        (Ok(result), None) => {
-            let stopped = subject.call(method::SHUTDOWN, serde_json::json!({}), Duration::from_secs(30)).await;
-            if let Err(error) = stopped {
-                return Err(words(format!("smoke check: {error}")).into());
-            }
-            Ok(format!(
-                "{} {} speaks the adapter protocol, version {}; capabilities: {}; DNS methods: {}",
-                result.name,
-                result.version,
-                result.protocol,
-                result.capabilities.join(", "),
-                result.dns_methods.join(", ")
-            ))
-        }
+    let result = match (checked, violation) {
+        (Err(failure), Some(violation)) => return Ok(Err(words(format!("{failure}; the adapter: {violation}")))),
+        (Err(failure), None) => return Ok(Err(words(failure.to_string()))),
+        (Ok(_), Some(violation)) => return Ok(Err(words(format!("smoke check: the adapter: {violation}")))),
+        (Ok(result), None) => result,
+    };
+    if let Err(error) = subject.call(method::SHUTDOWN, serde_json::json!({}), Duration::from_secs(30)).await {
+        return Ok(Err(words(format!("smoke check: {error}"))));
     }
+    Ok(Ok(format!(
+        "{} {} speaks the adapter protocol, version {}; capabilities: {}; DNS methods: {}",
+        result.name,
+        result.version,
+        result.protocol,
+        result.capabilities.join(", "),
+        result.dns_methods.join(", ")
+    )))
 }
 
 /// A log on a private tmpfs: this process's mount namespace is its own.

@@ -4,9 +4,13 @@
 //! All of it runs on one thread inside the client, so that events keep the order in which the kernel queued them for it.
 //! It decides nothing.
 
+mod nodes;
 mod resolver_file;
+mod tamper;
+mod version;
 
-pub use resolver_file::{ResolverFile, Version, nameservers};
+pub use resolver_file::ResolverFile;
+pub use version::{Version, nameservers};
 
 use crate::{
     history::{Event, Recorder, now},

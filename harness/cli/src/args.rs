@@ -23,7 +23,7 @@ pub enum Command {
         /// What to list.
         #[arg(value_enum)]
         what: What,
-        /// A folder with scenarios of your own.
+        /// A folder with scenarios of your own, which are added to the suite.
         #[arg(long, value_name = "DIR")]
         scenarios: Option<PathBuf>,
     },
@@ -64,7 +64,7 @@ pub struct Run {
     /// Profiles to run. May be repeated. [default: all]
     #[arg(long, value_name = "P")]
     pub profile: Vec<String>,
-    /// A folder with scenarios of your own; they are run instead of the suite.
+    /// A folder with scenarios of your own, which are added to the suite; one with the id of the suite's takes its place.
     #[arg(long, value_name = "DIR")]
     pub scenarios: Option<PathBuf>,
     /// Cases at a time. [default: the number of processors]

@@ -14,10 +14,12 @@ use std::{
 };
 use watertight::{
     case::{CasePlan, Sabotage},
-    judge::{CaseVerdict, Options, Verdict, judge_folder},
+    judge::{CaseVerdict, Options, SMOKE_FILE, Verdict, judge_folder, write_smoke},
     probe, report, run,
     scenario::{self, Scenario},
+    selfcheck::{SmokeError, smoke_check},
     spec,
+    subject::SubjectCommand,
 };
 
 /// Exit codes, with their meanings for `explain`.
@@ -47,12 +49,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn suite(folder: Option<&Path>) -> miette::Result<BTreeMap<String, Scenario>> {
-    match folder {
-        Some(folder) => scenario::load_directory(folder),
-        None => scenario::suite(),
-    }
-    .into_diagnostic()
-    .wrap_err("failed to load the scenarios")
+    let load = || {
+        let mut suite = scenario::suite()?;
+        if let Some(folder) = folder {
+            suite.extend(scenario::load_directory(folder)?);
+        }
+        Ok::<_, scenario::LoadError>(suite)
+    };
+    load().into_diagnostic().wrap_err("failed to load the scenarios")
 }
 
 fn globs(patterns: &[String]) -> miette::Result<globset::GlobSet> {
@@ -117,11 +121,14 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
         })
         .collect::<miette::Result<_>>()?;
     let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let live = Live::new(&plans);
     let started = std::time::Instant::now();
+    let smoke = smoke_before(&subject, &bundle)?;
+    let live = Live::new(&plans);
     let options = Options { strict: arguments.strict };
-    let verdicts = run::run_all(&plans, jobs, &options, &|progress| live.observe(progress));
+    let mut verdicts = run::run_all(&plans, jobs, &options, &|progress| live.observe(progress));
     live.finish();
+    let cases = verdicts.len();
+    verdicts.extend(smoke);
     report::write(&bundle, &verdicts).into_diagnostic().wrap_err("failed to write the report")?;
     let replay = format!("watertight run --subject {} --seed {seed}", arguments.subject.subject);
     terminal::findings(&verdicts, &bundle, &replay);
@@ -129,11 +136,27 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     terminal::requirements(&verdicts);
     println!(
         "\n{} cases in {:.1} s, seed {seed}\nbundle: {}",
-        verdicts.len(),
+        cases,
         started.elapsed().as_secs_f64(),
         bundle.display()
     );
     Ok(exit_code(&verdicts, arguments.strict))
+}
+
+/// The smoke check before any scenario; a failed one is a result, and the scenarios are run all the same.
+fn smoke_before(subject: &SubjectCommand, bundle: &Path) -> miette::Result<Option<CaseVerdict>> {
+    match smoke_check(subject) {
+        Ok(words) => {
+            eprintln!("{words}");
+            Ok(None)
+        }
+        Err(SmokeError::Adapter(problem)) => {
+            eprintln!("{problem}");
+            let folder = run::case_folder(bundle, &subject.name, "smoke", "protocol").into_diagnostic()?;
+            write_smoke(&folder, &subject.name, &problem).into_diagnostic().map(Some)
+        }
+        Err(error) => Err(miette!("{error}")),
+    }
 }
 
 fn bundle_folder(wanted: Option<&Path>) -> miette::Result<PathBuf> {
@@ -202,7 +225,7 @@ fn judge(arguments: &Judge) -> miette::Result<ExitCode> {
 }
 
 fn collect_cases(folder: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    if folder.join("history.jsonl").is_file() {
+    if folder.join("history.jsonl").is_file() || folder.join(SMOKE_FILE).is_file() {
         found.push(folder.to_path_buf());
         return Ok(());
     }
@@ -288,21 +311,21 @@ fn toml_line(step: &scenario::Step) -> String {
     serde_json::to_string(step).unwrap_or_default().trim_matches(['{', '}']).replace("\":", "\" = ")
 }
 
-/// The smoke check is a case like any other, with its own verdict.
+/// The smoke check alone.
 fn smoke(arguments: &Subject) -> miette::Result<ExitCode> {
     let subject = subjects::command(&arguments.subject, &arguments.arguments, &arguments.environment)
         .map_err(|error| miette!("{error}"))?;
     if let Err(code) = doctor::check() {
         return Ok(code);
     }
-    match watertight::selfcheck::smoke_check(&subject) {
+    match smoke_check(&subject) {
         Ok(summary) => {
             println!("{summary}");
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
             eprintln!("{error}");
-            Ok(ExitCode::from(1))
+            Ok(ExitCode::from(if matches!(error, SmokeError::Adapter(_)) { 1 } else { 70 }))
         }
     }
 }

@@ -56,7 +56,8 @@ pub fn dns_message(payload: &[u8]) -> Option<DnsMessage> {
     parse(payload, true)
 }
 
-/// The same for the first fragment of a datagram: records may be missing at the end, questions may not.
+/// The same for the first fragment of a datagram: records may be missing at the end, questions may not, and what
+/// follows the message is not looked at.
 pub(super) fn dns_fragment(payload: &[u8]) -> Option<DnsMessage> {
     parse(payload, false)
 }
@@ -105,6 +106,20 @@ pub fn names_in(bytes: &[u8], needle: &str) -> bool {
     bytes.windows(text.len()).any(|window| window.eq_ignore_ascii_case(text) || window.eq_ignore_ascii_case(&wire))
 }
 
+/// Finds a query (one question, no records but additional ones) anywhere in `bytes`, whatever it is wrapped in and
+/// whatever follows it. The fixed counts and a name of letters, digits, hyphens and underscores keep random bytes and
+/// ciphertext out: such a header comes up by chance once in 2^48 positions. Queries for the root are not found.
+pub fn query_in(bytes: &[u8]) -> Option<DnsMessage> {
+    // Questions, answers, authorities and the high byte of additionals (RFC 1035, section 4.1.1).
+    const COUNTS: [u8; 7] = [0, 1, 0, 0, 0, 0, 0];
+    (4..bytes.len().saturating_sub(COUNTS.len())).filter(|at| bytes[*at..].starts_with(&COUNTS)).find_map(|at| {
+        let message = parse(&bytes[at - 4..], false)?;
+        let name = &message.questions.first()?.0;
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        (!message.is_response && !name.is_empty() && name.bytes().all(is_name)).then_some(message)
+    })
+}
+
 fn parse(payload: &[u8], whole: bool) -> Option<DnsMessage> {
     let field = |at: usize| payload.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
     let (id, flags) = (field(0)?, field(2)?);
@@ -147,7 +162,7 @@ fn parse(payload: &[u8], whole: bool) -> Option<DnsMessage> {
     match end {
         // What a stateful operation carries is not made of records.
         Some(at) if at == payload.len() || opcode == 6 => Some(message),
-        None if !whole && questions > 0 => Some(message),
+        _ if !whole && questions > 0 => Some(message),
         _ => None,
     }
 }

@@ -35,7 +35,7 @@ mod xdp;
 
 pub use counter::{WitnessCounter, Witnessed};
 pub use decode::{Decoded, decode};
-pub use dns::{DnsMessage, dns_message, dns_over_tcp, names_in};
+pub use dns::{DnsMessage, dns_message, dns_over_tcp, names_in, query_in};
 pub use error::Error;
 pub use frame::{Frame, FrameTap, LinkType};
 pub use interface::{InterfaceCounters, LinkCounters};

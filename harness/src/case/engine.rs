@@ -12,7 +12,7 @@ use crate::{
     capture::{MarkerSender, quiet_veth},
     history::{CaseHeader, Cause, Event, FORMAT, Recorder},
     sandbox::{Client, Isolation, Process, Spawn},
-    scenario::{Expected, SettingsPatch, Step},
+    scenario::{Expected, SettingsPatch, Step, Tamper},
     snapshot::{self, Scope},
     subject::{Subject, SubjectEvent},
     testbed::{FarSide, Topology, plan::*},
@@ -68,6 +68,8 @@ pub(super) struct Engine {
     pub(super) window: usize,
     pub(super) runs: u32,
     pub(super) outsider: Option<Version>,
+    /// The resolver file cannot be written, by the scenario's doing.
+    pub(super) unwritable: bool,
     pub(super) last_error: std::cell::RefCell<Option<String>>,
 }
 
@@ -106,7 +108,7 @@ impl Engine {
     async fn build(plan: CasePlan, isolation: Isolation, recorder: Recorder) -> Result<Self, CaseError> {
         let no_user = isolation
             .rootless
-            .then(|| "the user namespace has one user: probes of an ordinary user cannot be made here".to_owned());
+            .then(|| "the user namespace has one user: probes of an ordinary user cannot be made here, and every file has the same owner".to_owned());
         recorder.record(Event::Case(header(&plan, no_user.clone())));
         let client = Client::start(isolation.rootless)?;
         let topology = Topology::build(&client, plan.definition.testbed.guest).await?;
@@ -203,6 +205,7 @@ impl Engine {
             window: 0,
             runs: 0,
             outsider: None,
+            unwritable: false,
             last_error: Default::default(),
             plan,
         })
@@ -250,6 +253,11 @@ impl Engine {
     async fn stop_and_compare(&mut self) -> Result<(), CaseError> {
         let index = self.plan.definition.steps.len();
         let running = self.subject.is_some() && !self.known.borrow().ended;
+        // A scenario that was broken off has not put it right itself.
+        if self.unwritable {
+            self.watch.tamper(Tamper::Mutable).await?;
+            self.unwritable = false;
+        }
         if running {
             self.step(index, &Step::Shutdown(Default::default())).await?;
         }

@@ -10,6 +10,8 @@ use std::{
 
 /// The folder that is the subject's own.
 pub const STATE_DIR: &str = "/var/lib/watertight-subject";
+/// Owner and group of an original that is not root's.
+const OWNER: u32 = 1000;
 /// The resolver file.
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -78,6 +80,18 @@ fn resolv_conf(original: Original) -> io::Result<()> {
         }
         Original::Dangling => symlink("/run/nobody/resolv.conf", path),
         Original::Mode0640 => replace(path, plain.as_bytes(), 0o640),
+        Original::OwnedByUser => {
+            replace(path, plain.as_bytes(), 0o644)?;
+            // The user namespace of an ordinary user has no other user; the case says so.
+            match std::os::unix::fs::chown(path, Some(OWNER), Some(OWNER)) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                result => result,
+            }
+        }
+        Original::ExtendedAttribute => {
+            replace(path, plain.as_bytes(), 0o644)?;
+            xattr::set(path, "user.origin", b"made by hand")
+        }
         Original::UnknownOption => replace(
             path,
             format!("{plain}options watertight-unknown:7 no-such-option\nfuture-keyword yes\n").as_bytes(),

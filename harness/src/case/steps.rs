@@ -346,6 +346,7 @@ impl Engine {
         let mut versions = self.watch.versions();
         let left = self.watch.tamper(how).await?;
         if matches!(how, Tamper::Immutable | Tamper::Mutable) {
+            self.unwritable = how == Tamper::Immutable;
             return Ok(true);
         }
         let connected = self.known.borrow().state == Some(State::Connected) && !self.known.borrow().ended;

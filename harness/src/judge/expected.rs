@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     agent::wire::{Attempt, Outcome},
-    history::Event,
+    history::{Cause, Event, MarkerKind},
     probe::{self, How, Kind},
     scenario::{Fault, Step},
 };
@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use watertight_protocol::Settings;
+use watertight_protocol::State;
 
 /// A refusal that comes later than this after the attempt is no refusal at once (FWL-12), in nanoseconds.
 const AT_ONCE_MS: u64 = 400;
@@ -99,7 +99,7 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                 if must.is_none()
                     && policy.protects()
                     && interval.life == Life::Running
-                    && is_refused_by_policy(definition)
+                    && is_refused_by_policy(definition, policy)
                     && is_slow(attempt)
                 {
                     let entry = slow.entry(policy.name().into()).or_insert((0, String::new()));
@@ -149,6 +149,20 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                     Verdict::Failed,
                     interval.label(steps, record.t),
                     format!("expected the subject to end in order; its process ended: {how}"),
+                ));
+            }
+            Event::Marker {
+                marker: MarkerKind::Barrier,
+                cause: Cause::Restarted { state: State::Disconnected },
+                ..
+            } if interval.state == Some(State::Error) => {
+                certain.push(finding(
+                    "RST-2",
+                    "X06",
+                    Verdict::Failed,
+                    interval.label(steps, record.t),
+                    "expected 'error' or 'connecting' after a crash in a protected state, until it is told; it says 'disconnected'"
+                        .into(),
                 ));
             }
             Event::Ended { how, expected: false } => certain.push(finding(
@@ -262,12 +276,12 @@ fn must_answer(
                 How::Udp(server, probe::Binding::Free) | How::Tcp(server, probe::Binding::Free)
                     if kind.who != probe::Who::Guest && server.port() == 53 =>
                 {
-                    let via = is_approved(&approved, server.ip(), settings)?;
+                    let via = is_approved(&approved, server.ip())?;
                     Some((requirement, format!("connected, {} is an approved {via} server", server.ip())))
                 }
                 How::LinkLocal => {
                     let address = IpAddr::from(crate::testbed::plan::LAN_LINK_LOCAL);
-                    let via = is_approved(&approved, address, settings)?;
+                    let via = is_approved(&approved, address)?;
                     Some((requirement, format!("connected, {address} is an approved {via} server")))
                 }
                 _ => None,
@@ -277,7 +291,7 @@ fn must_answer(
     }
 }
 
-fn is_approved(approved: &super::policy::Approved, address: IpAddr, _settings: &Settings) -> Option<&'static str> {
+fn is_approved(approved: &super::policy::Approved, address: IpAddr) -> Option<&'static str> {
     if approved.tunnel.contains(&address) {
         Some("tunnel")
     } else if approved.lan.iter().any(|server| server.address == address) {
@@ -287,12 +301,16 @@ fn is_approved(approved: &super::policy::Approved, address: IpAddr, _settings: &
     }
 }
 
-/// What must be refused at once: DNS of the client itself, to where somebody would answer.
-fn is_refused_by_policy(kind: &Kind) -> bool {
+/// What must be refused at once: DNS of the client itself, to where somebody would answer, and which is not permitted
+/// (an approved server behind a silent relay is).
+fn is_refused_by_policy(kind: &Kind, policy: &Policy) -> bool {
     use crate::testbed::plan::{API, RELAY_V4};
     let plain = matches!(kind.how, How::Udp(..) | How::Tcp(..) | How::LinkLocal | How::OldUdp(_));
     let silent = [IpAddr::from(RELAY_V4), API.ip()];
-    let server = kind.server();
+    let approved = policy.approved();
+    let permitted =
+        |address| approved.tunnel.contains(&address) || approved.lan.iter().any(|lan| lan.address == address);
+    let server = kind.server().filter(|server| !permitted(server.ip()));
     plain
         && kind.who != probe::Who::Guest
         && server.is_some_and(|server| server.port() == 53 && !silent.contains(&server.ip()))
@@ -382,6 +400,10 @@ fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step
     // Unknown methods are how a subject says that it cannot.
     if code == watertight_protocol::code::METHOD_NOT_FOUND {
         return true;
+    }
+    // Nothing else is going on when it is asked to stop; an end without an answer is no answer.
+    if method == "shutdown" {
+        return false;
     }
     let at = |later: usize| interval.step.and_then(|index| steps.get(index + later));
     let wants_error = |step: &Step| {

@@ -1,11 +1,12 @@
 //! Explains a frame by one rule of a policy, or says that none does. Default-deny: what nobody explains is a finding.
 
 use super::{
+    link_control::{is_arp, is_membership, is_neighbour_discovery},
     policy::{Mode, Policy, is_local_group, is_private},
     recording::SeenFrame,
 };
 use crate::{
-    capture::{Decoded, Transport, is_wireguard, names_in},
+    capture::{Decoded, Transport, is_wireguard, names_in, query_in},
     testbed::plan::UPLINK,
 };
 use std::net::{IpAddr, SocketAddr};
@@ -50,25 +51,29 @@ pub fn on_uplink(frame: &SeenFrame, policy: &Policy, tag: &str) -> Option<Rule> 
     if is_lan_dns(decoded, policy) {
         return Some(Rule::LanDns);
     }
-    // A probe's name in clear is DNS, whatever it is wrapped in; and nothing of ours is tagged for a VLAN.
-    let local_service = decoded.ports().is_some_and(|(_, to)| LAN_SERVICES.contains(&to)) && policy.allows_lan();
-    if !decoded.vlan.is_empty() || (names_in(&frame.bytes, tag) && !local_service) {
+    // Nothing of ours is tagged for a VLAN.
+    if !decoded.vlan.is_empty() {
         return None;
     }
-    if decoded.arp.is_some() && decoded.malformed.is_none() {
+    let lan = policy.allows_lan() && decoded.ip.as_ref().is_some_and(|ip| is_lan(ip.dst, policy));
+    // Port 53 and nothing else is forbidden on a permitted local network (FWL-10); where no port says what a frame is, its
+    // content does. Elsewhere a probe's name or somebody's query in clear is DNS, whatever it is wrapped in.
+    let forbidden = match decoded.ports() {
+        Some((_, to)) if lan => to == 53,
+        None if lan && is_icmp_error(decoded) => false,
+        _ => carries_dns(frame, tag),
+    };
+    if forbidden {
+        return None;
+    }
+    if is_arp(decoded, &frame.bytes) {
         return Some(Rule::Arp);
     }
     let ip = decoded.ip.as_ref()?;
-    if let Some(Transport::Icmp(icmp)) = &decoded.transport {
-        // Hop limit 255: it cannot have come from, or go, further than the link (RFC 4861, section 4).
-        if icmp.is_neighbour_discovery() && ip.hop_limit == 255 {
-            return Some(Rule::NeighbourDiscovery);
-        }
-        if icmp.v6 && matches!(icmp.kind, 130..=132 | 143) && ip.hop_limit == 1 {
-            return Some(Rule::Multicast);
-        }
+    if is_neighbour_discovery(decoded, &frame.bytes) {
+        return Some(Rule::NeighbourDiscovery);
     }
-    if ip.protocol == libc::IPPROTO_IGMP as u8 && is_local_group(ip.dst) {
+    if is_membership(decoded, &frame.bytes) {
         return Some(Rule::Multicast);
     }
     if is_dhcp(decoded, payload_of(frame)) {
@@ -91,11 +96,7 @@ pub fn on_uplink(frame: &SeenFrame, policy: &Policy, tag: &str) -> Option<Rule> 
     {
         return Some(Rule::Api);
     }
-    let port = decoded.ports().map(|(_, to)| to);
-    if policy.allows_lan() && is_lan(ip.dst, policy) && !is_dns(frame, port, tag) {
-        return Some(Rule::Lan);
-    }
-    None
+    lan.then_some(Rule::Lan)
 }
 
 /// Which rule of `policy` explains a frame that came out of the tunnel at the relay.
@@ -103,7 +104,13 @@ pub fn in_tunnel(frame: &SeenFrame, policy: &Policy) -> Option<Rule> {
     if frame.marker.is_some() {
         return Some(Rule::Marker);
     }
-    let dns = frame.decoded.ports().is_some_and(|(_, to)| to == 53);
+    let dns = match frame.decoded.ports() {
+        Some((_, to)) => to == 53,
+        // An error quotes what was refused (RFC 792, RFC 4443).
+        None if is_icmp_error(&frame.decoded) => false,
+        // The rest of a fragmented datagram, a packet in a packet: no port says what it is.
+        None => query_in(&frame.bytes).is_some(),
+    };
     if !dns {
         return Some(Rule::Tunnel);
     }
@@ -159,14 +166,12 @@ fn is_lan(address: IpAddr, policy: &Policy) -> bool {
     (is_private(address) || is_local_group(address)) && !is_tunnel
 }
 
-/// Local name services that Allow LAN permits: mDNS, LLMNR, NetBIOS, SSDP.
-const LAN_SERVICES: [u16; 4] = [5353, 5355, 137, 1900];
+fn is_icmp_error(decoded: &Decoded) -> bool {
+    let Some(Transport::Icmp(icmp)) = &decoded.transport else { return false };
+    if icmp.v6 { icmp.kind < 128 } else { matches!(icmp.kind, 3 | 4 | 5 | 11 | 12) }
+}
 
-fn is_dns(frame: &SeenFrame, port: Option<u16>, tag: &str) -> bool {
-    if port.is_some_and(|port| LAN_SERVICES.contains(&port)) {
-        // A probe's name on one of these ports, unicast, is DNS in disguise.
-        let unicast = frame.decoded.ip.as_ref().is_some_and(|ip| !is_local_group(ip.dst));
-        return unicast && names_in(&frame.bytes, tag);
-    }
-    matches!(port, Some(53 | 853)) || frame.decoded.dns.is_some() || names_in(&frame.bytes, tag)
+/// A probe's name, or a whole query, anywhere in the frame.
+fn carries_dns(frame: &SeenFrame, tag: &str) -> bool {
+    names_in(&frame.bytes, tag) || query_in(&frame.bytes).is_some()
 }

@@ -165,6 +165,13 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
                 && frame.t > last_own.record.t
                 && on_uplink(frame, &blocking, &recording.header.tag).is_none()
         });
+        // The notification and the end of the process may both follow the same opening.
+        let known = |link: &str, sequence: u64| {
+            found.iter().filter_map(|known| known.evidence.as_ref()).any(|at| at.link == link && at.frame == sequence)
+        };
+        if leaked.is_some_and(|frame| known("uplink", frame.sequence)) {
+            continue;
+        }
         if let Some(frame) = leaked {
             found.push(Finding {
                 evidence: Some(Evidence { link: "uplink".into(), frame: frame.sequence }),

@@ -4,7 +4,10 @@
 //! in its own link's capture. Within an interval the clock is used only where the design says that a transition runs
 //! from the first configuration event that belongs to the next state.
 
-use super::{policy::Policy, recording::Recording};
+use super::{
+    policy::{Mode, Policy},
+    recording::Recording,
+};
 use crate::{
     history::{Cause, Event, MarkerKind},
     scenario::{Fault, RelayMode, Step},
@@ -153,6 +156,8 @@ struct Walk<'a> {
     ending: bool,
     /// What the calls that are under way lead to.
     heading: Vec<State>,
+    /// Restarted after a crash in a protected state, it says `disconnected` and has not been told to disconnect.
+    untold: bool,
     /// Whether a connection was ever asked for.
     asked_to_connect: bool,
     /// How many reports of `disconnected` were asked for and have not come yet.
@@ -194,6 +199,7 @@ impl<'a> Walk<'a> {
             relay_silent: false,
             ending: false,
             heading: Vec::new(),
+            untold: false,
             asked_to_connect: false,
             openings: 0,
         }
@@ -261,6 +267,7 @@ impl<'a> Walk<'a> {
             Cause::StepDone { .. } => self.in_step = false,
             Cause::State { state } => {
                 self.state = Some(state);
+                self.untold = false;
                 self.policies = vec![self.reported(state, self.openings, self.settings.as_ref())];
                 if state == State::Disconnected {
                     self.openings = self.openings.saturating_sub(1);
@@ -276,11 +283,12 @@ impl<'a> Walk<'a> {
             Cause::Restarted { state } => {
                 self.life = Life::Running;
                 self.heading.clear();
-                let protected = self.policies.iter().all(Policy::protects);
-                // After a crash in a protected state the subject blocks until it is told, whatever it calls its state.
-                let state = if protected && state == State::Disconnected { State::Error } else { state };
-                self.state = Some(state);
-                self.policies = vec![Policy::of(state, self.settings.as_ref())];
+                // After a crash in a protected state the subject blocks until it is told, whatever it calls its state. With
+                // lockdown alone there was nothing to crash.
+                let protected = |policy: &Policy| policy.protects() && policy.mode != Mode::Lockdown;
+                self.untold = state == State::Disconnected && self.policies.iter().all(protected);
+                self.state = Some(if self.untold { State::Error } else { state });
+                self.policies = self.state.map(|state| Policy::of(state, self.settings.as_ref())).into_iter().collect();
             }
             Cause::Ended => {
                 if self.ending {
@@ -351,6 +359,11 @@ impl<'a> Walk<'a> {
                     "block" => self.heading = vec![State::Error],
                     _ => {}
                 },
+                Event::Answer { method, error: None, .. } if method == "disconnect" && self.untold => {
+                    self.untold = false;
+                    self.state = Some(State::Disconnected);
+                    self.policies = vec![Policy::of(State::Disconnected, self.settings.as_ref())];
+                }
                 _ => {}
             }
         }

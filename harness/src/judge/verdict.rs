@@ -251,6 +251,27 @@ impl CaseVerdict {
         }
     }
 
+    /// An adapter that did not pass the smoke check, with the check's words (RST-6: an adapter keeps the protocol).
+    pub fn no_smoke(subject: &str, problem: &str) -> Self {
+        let finding = Finding {
+            requirement: "RST-6".into(),
+            class: "R10".into(),
+            verdict: Verdict::Failed,
+            window: "before any scenario".into(),
+            summary: problem.into(),
+            count: 1,
+            evidence: None,
+            detail: None,
+        };
+        Self {
+            subject: SubjectName { name: subject.into(), version: String::new() },
+            verdict: Verdict::Failed,
+            requirements: vec![RequirementVerdict { id: finding.requirement.clone(), verdict: Verdict::Failed }],
+            findings: vec![finding],
+            ..Self::unreadable("smoke", "protocol", problem)
+        }
+    }
+
     /// A case whose recording cannot be read.
     pub fn unreadable(scenario: &str, case: &str, problem: &str) -> Self {
         Self {

@@ -58,6 +58,10 @@ pub enum Original {
     /// Not readable by others.
     #[serde(rename = "mode-0640")]
     Mode0640,
+    /// Of a user and group that are not root's.
+    OwnedByUser,
+    /// With an attribute of its owner's (xattr(7)).
+    ExtendedAttribute,
     /// An option that no resolver knows.
     UnknownOption,
     /// Six nameservers, of which glibc takes three.

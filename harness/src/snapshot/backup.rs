@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
+use super::base85;
 use super::diff::paragraphs;
 use super::escape::{hex, unblock};
 
@@ -47,6 +48,14 @@ fn held(content: &[u8], forms: &[(&'static str, Vec<u8>)], lines: &[&[u8]]) -> O
     if let Some((form, _)) = forms.iter().find(|(_, needle)| contains(content, needle)) {
         return Some(form);
     }
+    // What is encoded may be in a quoted string, and broken into lines in either.
+    let unquoted = unquoted(content);
+    let joined = |text: &[u8]| text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<u8>>();
+    for view in [joined(content), joined(&unquoted), unquoted] {
+        if let Some((form, _)) = forms.iter().find(|(_, needle)| contains(&view, needle)) {
+            return Some(form);
+        }
+    }
     (!lines.is_empty() && lines.iter().all(|line| contains(content, line))).then_some("line by line")
 }
 
@@ -64,6 +73,11 @@ fn forms(original: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         && let Ok(quoted) = serde_json::to_string(text)
     {
         forms.push(("as a quoted string", quoted.trim_matches('"').as_bytes().to_vec()));
+    }
+    for needle in base85::needles(original) {
+        if needle.len() >= TELLING {
+            forms.push(("in base85", needle));
+        }
     }
     // Bytes in the middle of something encoded may start at each of three positions of a group; of what is encoded at that
     // position, only the groups that depend on nothing else are looked for.
@@ -95,6 +109,28 @@ fn telling_lines(original: &[u8]) -> Vec<&[u8]> {
     if telling { lines } else { Vec::new() }
 }
 
+/// Every escape of a JSON string (RFC 8259, section 7) as what it stands for, wherever the strings are.
+fn unquoted(content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(content.len());
+    let mut rest = content;
+    while let Some((byte, after)) = rest.split_first() {
+        let (shown, length) = match (byte, after.first()) {
+            (b'\\', Some(b'n')) => (b'\n', 2),
+            (b'\\', Some(b'r')) => (b'\r', 2),
+            (b'\\', Some(b't')) => (b'\t', 2),
+            (b'\\', Some(quoted @ (b'"' | b'\\' | b'/'))) => (*quoted, 2),
+            (b'\\', Some(b'u')) => {
+                let digits = after.get(1..5).and_then(|digits| std::str::from_utf8(digits).ok());
+                digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).map_or((b'\\', 1), |byte| (byte, 6))
+            }
+            _ => (*byte, 1),
+        };
+        bytes.push(shown);
+        rest = &rest[length..];
+    }
+    bytes
+}
+
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
@@ -105,6 +141,29 @@ mod tests {
     use crate::snapshot::escape::block;
 
     const ORIGINAL: &[u8] = b"# by hand\nnameserver 192.168.1.1\noptions edns0\n";
+
+    const PYTHONS: [&str; 4] = [
+        r##"BOqdVAZTH3WD0I!ZDn(1a&~2MATc>IE-^MZE-@}K3U6?9X>V?GAZ283b1(`"##,
+        r##",9UH@+D>2$A.!3_D.Rd"Ecu#7+>Gl3/ho7D/hnt5$?'m*Bl@m1+D#)$F"dq"##,
+        "<~,9UH@+D>2$A.!3_D.Rd\"Ecu#7+>G\nl3/ho7D/hnt5$?'m*Bl@m1+D#)$F\"d\nq~>",
+        r##"boQDvazth3wd0i.zdN^1A=#2matC(ie?]mze?[$k3u6)9x(v)gaz283B1^}3"##,
+    ];
+    const PYTHONS_BEHIND_OTHERS: [&str; 10] = [
+        r##"VIv@7c_3(EZe$8>VQpn|WpZ|9av(7|GA=PTI4&_RF$!;RbZKvHb0B48ZgVgSAYpD~AZ>4QWd"##,
+        r##"@3Zn(Gp$d/DIa)l@;TRsATDs*EZd(s1+k:>3%cp<0a_i<FD5Z2F!,%)DK@K=+CT.u+Dl%;AH"##,
+        r##"VPYd7VtF8FVQyp!ZeeX@b7gXNWpW@fIWjIWHaIRZE-?ykaCB*JZgU`IWNvdX3Ls%_WFT#Ca%B"##,
+        r##"@:CH(@X0)0@;]T_DIIBnF(KB8ATAnJ3AN3A2E3<D/hm]OE-,f4DK?q3A8ZHB$6WbpA0>`-Eb,"##,
+        r##"VPaz=AYyqSXkl(-3T|O-Wpib6c4cxPF*!0WF*Z0ZF)lF*Z*X*JZ*FrSWn^x1FbW`HZe$>BZ*pY"##,
+        r##"@:E^k+C]U=BOPdh$>s9hATMF'G%G\:0f_!A0fD!D0eP0fDfBf4Df0V=ARo\"0FAq2DIal,DfTC"##,
+        r##"VPa!sBOqdVAZTH3WD0I!ZDn(1a&~2MATc>IE-^MZE-@}K3U6?9X>V?GAZ283b1(`ZVQyp~ZEtdA"##,
+        r##"@:E_W,9UH@+D>2$A.!3_D.Rd"Ecu#7+>Gl3/ho7D/hnt5$?'m*Bl@m1+D#)$F"dqD@;]TuD/XH+"##,
+        r##"0000003#q`c_3(EZe$8>VQpn|WpZ|9av(7|GA=PTI4&_RF$!;RbZKvHb0B48ZgVgSAYpD~AZ>4QWd"##,
+        r##"z!$`UqGp$d/DIa)l@;TRsATDs*EZd(s1+k:>3%cp<0a_i<FD5Z2F!,%)DK@K=+CT.u+Dl%;AH"##,
+    ];
+    const PYTHONS_OF_OTHERS: [&str; 2] = [
+        r##"BOqdVAZTH3WD0I!ZDn(1a&~2MATcm5HZ(3UE-?ykaCB*JZgU`IWNvdX3I"##,
+        r##",9UH@+D>2$A.!3_D.Rd"Ecu#7+>GQ&2Dd$?/hm]OE-,f4DK?q3A8ZHB$3"##,
+    ];
 
     fn found(content: &[u8]) -> Option<&'static str> {
         let topic = format!("/state dir 0700 0:0\n/state/file file 0600 0:0 size 1 sha256 00\n{}", block(content));
@@ -125,6 +184,29 @@ mod tests {
             assert_eq!(found(STANDARD_NO_PAD.encode(bytes).as_bytes()), Some("in base64"), "behind {prefix:?}");
         }
         assert_eq!(found(b"options edns0\nnameserver 192.168.1.1\n"), Some("line by line"));
+        // Broken into lines, as programs for mail do.
+        let wrapped = |text: &str| text.as_bytes().chunks(20).collect::<Vec<_>>().join(&b"\r\n"[..]);
+        assert_eq!(found(&wrapped(&STANDARD_NO_PAD.encode(ORIGINAL))), Some("in base64"));
+        assert_eq!(found(&wrapped(&hex(ORIGINAL))), Some("in hexadecimal"));
+    }
+
+    /// What Python's base64 module made of the original (`b85encode`, `a85encode`, `a85encode` with lines and frame) and what
+    /// ZeroMQ's rfc:32 says of it.
+    #[test]
+    fn finds_the_original_in_base85() {
+        for text in PYTHONS {
+            assert_eq!(found(text.as_bytes()), Some("in base85"), "{text}");
+            let json = serde_json::json!({ "original": text }).to_string();
+            assert_eq!(found(json.as_bytes()), Some("in base85"), "{json}");
+            let html_safe = json.replace('<', r"\u003c").replace('>', r"\u003e").replace('&', r"\u0026");
+            assert_eq!(found(html_safe.as_bytes()), Some("in base85"), "{html_safe}");
+        }
+        for text in PYTHONS_BEHIND_OTHERS {
+            assert_eq!(found(text.as_bytes()), Some("in base85"), "{text}");
+        }
+        for text in PYTHONS_OF_OTHERS {
+            assert_eq!(found(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

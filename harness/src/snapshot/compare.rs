@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::diff::{by_key, is_within, lines, paragraphs, some_of, unified};
-use super::{Snapshot, backup, resolver};
+use super::{NONE, Snapshot, backup, resolver};
 
 /// One thing that is not as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -55,8 +55,8 @@ pub enum Occasion {
 pub struct Tolerance {
     /// After what.
     pub occasion: Occasion,
-    /// Under lockdown the subject goes on blocking: tables, rules in the tables of others, routing rules and routes in tables
-    /// of their own may have been added. Nothing of anybody else's may be changed or gone.
+    /// Under lockdown the subject goes on blocking: tables, rules in the tables of others, routing rules, routes in tables
+    /// of their own and IPsec policies that block may have been added. Nothing of anybody else's may be changed or gone.
     pub own_rules_stay: bool,
     /// nftables tables that are not looked at, as `inet name`.
     pub ignore_tables: Vec<String>,
@@ -107,7 +107,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, tolerance: &Tolerance) -> Ve
             _ if !before.topics.contains_key(topic) => found.extend(comparison.unrecorded(topic, "before")),
             _ if !after.topics.contains_key(topic) => found.extend(comparison.unrecorded(topic, "after")),
             "resolv.conf" => found.extend(comparison.resolv_conf()),
-            "etc" | "files" => found.extend(comparison.files(topic)),
+            "etc" | "files" | "dev" => found.extend(comparison.files(topic)),
             "nftables" => found.extend(comparison.nftables()),
             "sysctl" => found.extend(comparison.sysctl()),
             _ => found.extend(comparison.list(topic)),
@@ -275,15 +275,17 @@ impl Comparison<'_> {
     /// A topic of independent lines.
     fn list(&self, topic: &str) -> Option<Difference> {
         let keep = |text: &str| -> String {
-            text.split_inclusive('\n').filter(|line| !self.of_ignored_link(topic, line)).collect()
+            let counts = |line: &&str| !line.starts_with(NONE) && !self.of_ignored_link(topic, line);
+            text.split_inclusive('\n').filter(counts).collect()
         };
         let before = keep(self.before.topic(topic));
         let mut after = keep(self.after.topic(topic));
-        if self.tolerance.own_rules_stay && matches!(topic, "rules" | "routes") {
+        if self.tolerance.own_rules_stay && matches!(topic, "rules" | "routes" | "xfrm") {
             let (_, mut added) = lines(&before, &after);
-            added.retain(|line| {
-                topic == "rules"
-                    || !["main", "local", "default"].iter().any(|shared| line.contains(&format!(" table {shared} ")))
+            added.retain(|line| match topic {
+                "rules" => true,
+                "xfrm" => line.starts_with("policy ") && line.contains(" action block "),
+                _ => !["main", "local", "default"].iter().any(|shared| line.contains(&format!(" table {shared} "))),
             });
             let mut added: Vec<String> = added.into_iter().map(str::to_owned).collect();
             after = after
@@ -306,7 +308,7 @@ impl Comparison<'_> {
         if parts.is_empty() {
             parts.push("in another order".into());
         }
-        let requirement = if matches!(topic, "rules" | "iptables") { "FWL-16" } else { "RST-1" };
+        let requirement = if matches!(topic, "rules" | "iptables" | "xfrm") { "FWL-16" } else { "RST-1" };
         let summary = format!("{topic}: {}", parts.join("; "));
         Some(self.difference(topic, "X04", requirement, summary, unified(topic, &before, &after)))
     }
@@ -314,8 +316,8 @@ impl Comparison<'_> {
     fn of_ignored_link(&self, topic: &str, line: &str) -> bool {
         let mut words = line.split_whitespace();
         self.tolerance.ignore_links.iter().any(|link| match topic {
-            "links" | "addresses" => line.split(' ').next() == Some(link),
-            "routes" | "rules" => {
+            "links" | "addresses" | "neighbours" => line.split(' ').next() == Some(link),
+            "routes" | "rules" | "address-labels" | "xfrm" | "mptcp" => {
                 let words: Vec<&str> = words.by_ref().collect();
                 words.windows(2).any(|pair| matches!(pair[0], "dev" | "iif" | "oif") && pair[1] == link)
             }

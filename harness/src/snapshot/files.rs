@@ -13,14 +13,14 @@ use super::escape::word;
 use super::{Error, Scope};
 
 /// Text files up to this size are in the topic with their content.
-const SHOWN: u64 = 4096;
+pub const SHOWN: u64 = 4096;
 /// Files in the state directory are kept with their content up to this size, so that a copy of a resolver file is found.
 const SEARCHED: u64 = 64 * 1024;
 /// Files that say how names are resolved, shown in full.
 const RESOLVER_FILES: [&str; 5] = ["nsswitch.conf", "hosts", "host.conf", "gai.conf", "resolvconf.conf"];
 
 /// Lines by path, so that they are sorted and none is there twice.
-type Entries = BTreeMap<String, String>;
+pub type Entries = BTreeMap<String, String>;
 
 /// The topic "etc": the directory of resolv.conf itself, not what is below it.
 pub fn etc(scope: &Scope) -> Result<String, Error> {
@@ -244,10 +244,12 @@ fn names(dir: &Path) -> Result<Vec<OsString>, Error> {
         .collect::<Result<Vec<_>, _>>()
 }
 
-fn ignored(scope: &Scope, path: &Path) -> bool {
+/// Whether the path is the harness's or the subject's own.
+pub fn ignored(scope: &Scope, path: &Path) -> bool {
     scope.ignore_paths.iter().chain(&scope.state_dir).any(|prefix| path.starts_with(prefix))
 }
 
-fn text(entries: &Entries) -> String {
+/// The topic of these entries.
+pub fn text(entries: &Entries) -> String {
     entries.iter().map(|(path, description)| format!("{path} {description}")).collect()
 }

@@ -1,5 +1,5 @@
-//! The topics "links" and "addresses": what interfaces there are, how they are set, what filters hang on them. No counters,
-//! no indexes, no lifetimes: those change by themselves.
+//! The topics "links" and "addresses": what interfaces there are and how they are set, with what `traffic` knows of their
+//! queues. No counters, no indexes, no lifetimes: those change by themselves.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -8,15 +8,33 @@ use super::Error;
 use super::escape::{hex, quoted, word};
 use super::netlink::{Netlink, attribute, attributes, encode, number, string};
 use super::routes::address;
+use super::traffic;
 
 /// An interface's name by its index, for whatever else names interfaces.
 pub struct Links {
     names: HashMap<u32, String>,
+    hardware: HashMap<u32, Hardware>,
     /// The topic.
     pub text: String,
 }
 
+/// What an interface is on the wire.
+#[derive(Debug, Clone, Default)]
+pub struct Hardware {
+    /// IFF_* of netdevice(7).
+    pub flags: u32,
+    /// Its own address; empty if it has none.
+    pub address: Vec<u8>,
+    /// The address of all that are on the link.
+    pub broadcast: Vec<u8>,
+}
+
 impl Links {
+    /// What the interface of that index is on the wire; nothing if there is none.
+    pub fn hardware(&self, index: u32) -> Hardware {
+        self.hardware.get(&index).cloned().unwrap_or_default()
+    }
+
     /// The interface's name, or its number if there is none of that index.
     pub fn name(&self, index: u32) -> String {
         self.names.get(&index).cloned().unwrap_or_else(|| format!("#{index}"))
@@ -25,6 +43,7 @@ impl Links {
 
 // rtnetlink(7), include/uapi/linux/if_link.h.
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_BROADCAST: u16 = 2;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
@@ -33,12 +52,14 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_XDP: u16 = 43;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INET6_TOKEN: u16 = 7;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
@@ -68,16 +89,18 @@ pub fn links(netlink: &mut Netlink) -> Result<Links, Error> {
     let mut request = vec![0; 16];
     request.extend(encode(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes()));
     let messages = netlink.dump("list the interfaces", libc::RTM_GETLINK, &request)?;
-    let mut links = Links { names: HashMap::new(), text: String::new() };
+    let mut links = Links { names: HashMap::new(), hardware: HashMap::new(), text: String::new() };
     for message in &messages {
-        if let (Some(index), Some(name)) = (message.body.get(4..8), message.body.get(16..)) {
-            let name = attribute(name, IFLA_IFNAME).map(string).unwrap_or_default();
-            links.names.insert(number(index), word(name));
-        }
+        let Some((header, rest)) = message.body.split_at_checked(16) else { continue };
+        let (index, flags) = (number(&header[4..8]), number(&header[8..12]));
+        let bytes = |kind: u16| attribute(rest, kind).unwrap_or_default().to_vec();
+        links.names.insert(index, word(attribute(rest, IFLA_IFNAME).map(string).unwrap_or_default()));
+        let hardware = Hardware { flags, address: bytes(IFLA_ADDRESS), broadcast: bytes(IFLA_BROADCAST) };
+        links.hardware.insert(index, hardware);
     }
     let mut lines: Vec<String> =
         messages.iter().filter(|message| message.body.len() >= 16).map(|message| link(&links, &message.body)).collect();
-    lines.extend(queues(netlink, &links)?);
+    lines.extend(traffic::queues(netlink, &links)?);
     lines.sort();
     links.text = lines.concat();
     Ok(links)
@@ -117,48 +140,20 @@ fn link(links: &Links, body: &[u8]) -> String {
             let _ = write!(text, " altname {}", word(string(name)));
         }
     }
+    // What addresses that the interface makes for itself end with (ip-token(8)).
+    let token = attribute(&body[16..], IFLA_AF_SPEC)
+        .and_then(|families| attribute(families, libc::AF_INET6 as u16))
+        .and_then(|of_inet6| attribute(of_inet6, IFLA_INET6_TOKEN))
+        .filter(|token| token.iter().any(|byte| *byte != 0));
+    if let Some(token) = token {
+        let _ = write!(text, " token {}", address(libc::AF_INET6 as u8, token));
+    }
     let attached = attribute(&body[16..], IFLA_XDP).and_then(|xdp| attribute(xdp, IFLA_XDP_ATTACHED)).map_or(0, number);
     if attached != 0 {
         let _ = write!(text, " xdp {attached}");
     }
     text.push('\n');
     text
-}
-
-const TCA_KIND: u16 = 1;
-/// tc(8): where the filters of a clsact queueing discipline hang.
-const TC_H_MIN_INGRESS: u32 = 0xffff_fff2;
-const TC_H_MIN_EGRESS: u32 = 0xffff_fff3;
-
-/// Queueing disciplines and the filters on "clsact" and "ingress", which see packets below every firewall hook.
-fn queues(netlink: &mut Netlink, links: &Links) -> Result<Vec<String>, Error> {
-    let mut lines = Vec::new();
-    let mut hooked = Vec::new();
-    for message in netlink.dump("list the queueing disciplines", libc::RTM_GETQDISC, &[0; 20])? {
-        let Some((header, rest)) = message.body.split_at_checked(20) else { continue };
-        let (index, parent) = (number(&header[4..8]), number(&header[12..16]));
-        let kind = word(attribute(rest, TCA_KIND).map(string).unwrap_or_default());
-        if kind == "clsact" || kind == "ingress" {
-            hooked.push(index);
-        }
-        lines.push(format!("{} queue {kind} parent {parent:08x}\n", links.name(index)));
-    }
-    for index in hooked {
-        for (parent, side) in [(TC_H_MIN_INGRESS, "ingress"), (TC_H_MIN_EGRESS, "egress")] {
-            let mut request = vec![0; 20];
-            request[4..8].copy_from_slice(&index.to_ne_bytes());
-            request[12..16].copy_from_slice(&parent.to_ne_bytes());
-            for message in netlink.dump("list the traffic control filters", libc::RTM_GETTFILTER, &request)? {
-                let Some((header, rest)) = message.body.split_at_checked(20) else { continue };
-                let kind = word(attribute(rest, TCA_KIND).map(string).unwrap_or_default());
-                // Handle, then preference and protocol; the options hold counters.
-                let (handle, info) = (number(&header[8..12]), number(&header[16..20]));
-                let name = links.name(index);
-                lines.push(format!("{name} filter {side} {kind} handle {handle:x} info {info:08x}\n"));
-            }
-        }
-    }
-    Ok(lines)
 }
 
 // include/uapi/linux/if_addr.h.
@@ -211,8 +206,13 @@ pub fn addresses(netlink: &mut Netlink, links: &Links) -> Result<String, Error> 
                 IFA_PROTO => write!(text, " proto {}", number(payload)),
                 // The lifetimes tick: only whether there is an end to them.
                 IFA_CACHEINFO => {
-                    let forever = payload.get(4..8).map(number) == Some(u32::MAX);
-                    write!(text, " lifetime {}", if forever { "forever" } else { "limited" })
+                    let length = |at: usize| match payload.get(at..at + 4).map(number) {
+                        Some(u32::MAX) => "forever",
+                        _ => "limited",
+                    };
+                    let (preferred, valid) = (length(0), length(4));
+                    let preferred = if preferred == valid { "" } else { " preferred limited" };
+                    write!(text, " lifetime {valid}{preferred}")
                 }
                 _ => write!(text, " attribute-{kind} {}", hex(payload)),
             };

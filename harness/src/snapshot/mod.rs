@@ -5,12 +5,18 @@
 //! Access times, inodes and the times of directories are in no topic.
 
 mod backup;
+mod base85;
 mod compare;
+mod dev;
 mod diff;
 mod entry;
 mod escape;
 mod files;
+mod hostname;
+mod ipc;
 mod links;
+mod mptcp;
+mod neighbours;
 mod netlink;
 mod nft_objects;
 mod nftables;
@@ -20,6 +26,8 @@ mod resolver;
 mod routes;
 mod sockets;
 mod sysctl;
+mod traffic;
+mod xfrm;
 mod xtables;
 
 #[cfg(test)]
@@ -43,7 +51,8 @@ pub use sysctl::NOT_SETTINGS;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Canonical text by topic: "resolv.conf", "etc", "files", "state_dir", "nftables", "iptables", "routes", "rules", "addresses",
-    /// "links", "sysctl", "processes", "sockets", "mounts".
+    /// "links", "sysctl", "processes", "sockets", "mounts", "dev", "hostname", "ipc", "neighbours", "address-labels", "xfrm",
+    /// "mptcp". What a version did not know yet is not in the bundles that it wrote.
     pub topics: BTreeMap<String, String>,
 }
 
@@ -140,7 +149,7 @@ impl Error {
 /// `scope.root/proc`.
 ///
 /// Everything is read by the calling thread itself, without a pause in between and without starting a process, so the future
-/// never waits: it is to be awaited on the client's own current-thread runtime. Takes 5 to 10 ms.
+/// never waits: it is to be awaited on the client's own current-thread runtime. Takes 5 to 15 ms.
 ///
 /// # Errors
 ///
@@ -158,20 +167,47 @@ pub async fn take(scope: &Scope) -> Result<Snapshot, Error> {
     add("resolv.conf", resolv_conf::resolv_conf(&scope.root)?);
     add("etc", files::etc(scope)?);
     add("files", files::files(scope)?);
+    add("dev", dev::dev(scope)?);
     if let Some(text) = files::state_dir(scope)? {
         add("state_dir", text);
     }
     add("sysctl", sysctl::sysctl(&scope.root)?);
+    add("hostname", hostname::hostname()?);
+    add("ipc", ipc::ipc(&scope.root)?);
 
     let mut route = netlink::Netlink::route()?;
     let links = links::links(&mut route)?;
     add("addresses", links::addresses(&mut route, &links)?);
     add("routes", routes::routes(&mut route, &links)?);
     add("rules", routes::rules(&mut route)?);
+    add("neighbours", neighbours::neighbours(&mut route, &links)?);
+    add("address-labels", neighbours::address_labels(&mut route, &links)?);
+    add("xfrm", xfrm::xfrm(&links)?);
+    add("mptcp", mptcp::mptcp(&links)?);
     add("links", links.text);
     add("iptables", xtables::iptables(&scope.root)?);
     add("nftables", nftables::nftables(&mut netlink::Netlink::netfilter()?)?);
     Ok(Snapshot { topics })
+}
+
+/// A line that says why there is nothing in a topic, and that a comparison passes over.
+const NONE: &str = "none: ";
+
+/// The text of a topic that not every kernel has and not everybody may read. `missing` says what the kernel lacks; that is as
+/// good as an empty list. What may not be read is said, and is a difference if it could be read the other time.
+fn none_or<T>(
+    missing: &str,
+    read: Result<T, Error>,
+    text: impl FnOnce(T) -> Result<String, Error>,
+) -> Result<String, Error> {
+    const MISSING: [Errno; 4] = [Errno::EPROTONOSUPPORT, Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::ENOENT];
+    match read.and_then(text) {
+        Err(Error::Netlink { errno, .. }) if MISSING.contains(&errno) => Ok(format!("{NONE}{missing}\n")),
+        Err(Error::Netlink { action, errno: errno @ (Errno::EPERM | Errno::EACCES) }) => {
+            Ok(format!("not readable: {action}: {}\n", errno.desc()))
+        }
+        other => other,
+    }
 }
 
 const EXTENSION: &str = "txt";

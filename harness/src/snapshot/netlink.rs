@@ -1,16 +1,14 @@
 //! Whole dumps over netlink, as the kernel sent them: a snapshot must not lose an attribute because a library has no field
-//! for it, so the messages are read raw and every attribute is either shown or left out by name. Only dumps; nothing here
-//! changes anything.
+//! for it, so the messages are read raw and every attribute is either shown or left out by name. Only dumps and questions;
+//! nothing here changes anything.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, connect, recv, send, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Error;
 
@@ -36,22 +34,35 @@ pub struct Netlink {
 impl Netlink {
     /// Links, addresses, routes, rules.
     pub fn route() -> Result<Self, Error> {
-        Self::open(SockProtocol::NetlinkRoute, "open a routing netlink socket")
+        Self::open(libc::NETLINK_ROUTE, "open a routing netlink socket")
     }
 
     /// nftables.
     pub fn netfilter() -> Result<Self, Error> {
-        Self::open(SockProtocol::NetlinkNetFilter, "open a netfilter netlink socket")
+        Self::open(libc::NETLINK_NETFILTER, "open a netfilter netlink socket")
     }
 
     /// Sockets.
     pub fn sockets() -> Result<Self, Error> {
-        Self::open(SockProtocol::NetlinkSockDiag, "open a socket-diagnosis netlink socket")
+        Self::open(libc::NETLINK_SOCK_DIAG, "open a socket-diagnosis netlink socket")
     }
 
-    fn open(protocol: SockProtocol, action: &'static str) -> Result<Self, Error> {
+    /// IPsec. Fails with EPROTONOSUPPORT on a kernel without it.
+    pub fn xfrm() -> Result<Self, Error> {
+        Self::open(libc::NETLINK_XFRM, "open an XFRM netlink socket")
+    }
+
+    /// Families without a protocol number of their own.
+    pub fn generic() -> Result<Self, Error> {
+        Self::open(libc::NETLINK_GENERIC, "open a generic netlink socket")
+    }
+
+    fn open(protocol: libc::c_int, action: &'static str) -> Result<Self, Error> {
         let open = || -> Result<OwnedFd, Errno> {
-            let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+            let socket: OwnedFd =
+                Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(protocol)))
+                    .map_err(|error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw))?
+                    .into();
             connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
             setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(DEADLINE.as_secs() as i64))?;
             Ok(socket)
@@ -70,18 +81,34 @@ impl Netlink {
         Err(Error::Restless { action, attempts: ATTEMPTS })
     }
 
+    /// One object: the kernel's answer to a GET message without a dump.
+    pub fn ask(&mut self, action: &'static str, kind: u16, body: &[u8]) -> Result<Message, Error> {
+        // With an acknowledgement the answer has an end, as a dump has.
+        let answer = self.send(kind, libc::NLM_F_ACK, body).and_then(|()| self.receive());
+        let messages = answer.map_err(|errno| Error::netlink(action, errno))?;
+        messages.into_iter().flatten().next().ok_or(Error::netlink(action, Errno::ENODATA))
+    }
+
     /// `None` if the kernel says that the list changed while it was read.
     fn dump_once(&mut self, kind: u16, body: &[u8]) -> Result<Option<Vec<Message>>, Errno> {
+        self.send(kind, libc::NLM_F_DUMP, body)?;
+        self.receive()
+    }
+
+    fn send(&mut self, kind: u16, flags: libc::c_int, body: &[u8]) -> Result<(), Errno> {
         self.sequence += 1;
         let mut request = Vec::with_capacity(HEADER + body.len());
         request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
         request.extend(kind.to_ne_bytes());
-        request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+        request.extend(((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
         request.extend(self.sequence.to_ne_bytes());
         request.extend([0; 4]);
         request.extend(body);
-        send(self.socket.as_raw_fd(), &request, MsgFlags::empty())?;
+        send(self.socket.as_raw_fd(), &request, MsgFlags::empty()).map(drop)
+    }
 
+    /// The messages up to the end of the list or the acknowledgement.
+    fn receive(&mut self) -> Result<Option<Vec<Message>>, Errno> {
         let mut messages = Vec::new();
         let mut steady = true;
         loop {

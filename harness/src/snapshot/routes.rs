@@ -40,7 +40,7 @@ fn table(table: u32) -> String {
 }
 
 /// RTPROT_* as iproute2 names them.
-fn protocol(protocol: u32) -> String {
+pub fn protocol(protocol: u32) -> String {
     match protocol {
         0 => "unspec".into(),
         1 => "redirect".into(),

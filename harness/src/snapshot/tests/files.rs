@@ -1,6 +1,7 @@
 //! Files, processes, sockets, mounts and settings on a real overlay.
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -184,7 +185,12 @@ fn paths_of_the_harness_are_left_out() {
 fn processes_sockets_and_mounts_that_are_left_are_found() {
     isolated(|mut client| {
         let before = client.take();
-        let mut child = Command::new("/bin/cat").arg("-u").stdin(Stdio::piped()).spawn().expect("a process");
+        let mut cat = Command::new("/bin/cat");
+        let mut child = cat.arg("-u").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
+        // The kernel sets the command line last in execve(2), after the descriptor that spawn() waits for is closed;
+        // what cat copies shows that it runs.
+        child.stdin.as_mut().expect("a pipe").write_all(b"?").expect("a byte");
+        child.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("the byte");
         let change = client.expect(&before, &["processes"]).remove(0);
         assert!(change.summary.ends_with("1 left over: `uid 0 /bin/cat -u`"), "{}", change.summary);
         client.scope.ignore_pids = vec![child.id()];

@@ -1,17 +1,20 @@
 //! Snapshots of a real client: namespaces, an overlay, nftables and routes of the kernel's, in a process of its own for each test.
 
 mod files;
+mod machine;
 mod network;
 mod nft;
+mod paths;
 mod pure;
 mod resolv;
+mod userns;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -24,10 +27,28 @@ use super::{Difference, Scope, Snapshot, Tolerance, compare, take};
 /// Set in the child that has namespaces of its own: an empty directory for its mounts.
 const DIR: &str = "WATERTIGHT_SNAPSHOT_TEST_DIR";
 
-/// Runs the test's body in a child process with network, mount and PID namespaces of its own.
+/// Who the child is outside its namespaces.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Privileges {
+    /// Whoever runs the tests, who must be root.
+    Root,
+    /// An ordinary user, who is root in a user namespace in which nobody else exists.
+    Rootless,
+}
+
+/// Runs the test's body in a child process with network, mount, PID, UTS and IPC namespaces of its own.
 pub fn isolated<F: FnOnce(Client)>(body: F) {
+    run(Privileges::Root, body);
+}
+
+/// [`isolated()`] without root privileges, in a user namespace.
+pub fn rootless<F: FnOnce(Client)>(body: F) {
+    run(Privileges::Rootless, body);
+}
+
+fn run<F: FnOnce(Client)>(privileges: Privileges, body: F) {
     if let Some(dir) = env::var_os(DIR) {
-        body(Client::new(Path::new(&dir)));
+        body(Client::new(Path::new(&dir), privileges));
         return;
     }
     let name = std::any::type_name::<F>();
@@ -39,27 +60,31 @@ pub fn isolated<F: FnOnce(Client)>(body: F) {
     let (send_pid, receive_pid) = mpsc::channel();
     // The thread's namespaces are the child's; the thread ends with them.
     let thread = thread::spawn(move || {
-        let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
-        if let Err(errno) = unshare(flags) {
-            let _ = send.send(Err(errno));
-            return;
-        }
-        let child = Command::new(env::current_exe().expect("this program"))
+        let mut command = Command::new("/proc/self/exe");
+        command
             .args(["--exact", &name, "--nocapture", "--test-threads=1"])
-            .env(DIR, path)
+            .env(DIR, &path)
             .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("this program starts again");
-        let _ = send_pid.send(child.id());
-        let _ = send.send(Ok(child.wait_with_output().expect("the child ends")));
+            .stderr(Stdio::piped());
+        let ready = match privileges {
+            Privileges::Root => unshare(NAMESPACES),
+            Privileges::Rootless => userns::prepare(&mut command, &path),
+        };
+        let child = ready.map_err(io::Error::from).and_then(|()| command.spawn());
+        match child {
+            Ok(child) => {
+                let _ = send_pid.send(child.id());
+                let _ = send.send(Ok(child.wait_with_output().expect("the child ends")));
+            }
+            Err(error) => drop(send.send(Err(error))),
+        }
     });
     let output = match receive.recv_timeout(Duration::from_secs(60)) {
         Ok(Ok(output)) => output,
-        Ok(Err(errno)) => {
-            assert!(env::var_os("WATERTIGHT_REQUIRE_PRIVILEGES").is_none(), "namespaces: {errno}");
-            println!("skipped: namespaces: {errno}");
+        Ok(Err(error)) => {
+            assert!(env::var_os("WATERTIGHT_REQUIRE_PRIVILEGES").is_none(), "namespaces: {error}");
+            println!("skipped: namespaces: {error}");
             return;
         }
         Err(_) => {
@@ -75,7 +100,14 @@ pub fn isolated<F: FnOnce(Client)>(body: F) {
     print!("{text}");
 }
 
-/// A client machine: an overlay with two layers below it, a /run and a /proc of its own.
+/// What a client has of its own, as the product's has.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWPID)
+    .union(CloneFlags::CLONE_NEWUTS)
+    .union(CloneFlags::CLONE_NEWIPC);
+
+/// A client machine: an overlay with two layers below it (if it has root privileges), /run, /dev and /proc of its own.
 pub struct Client {
     pub root: PathBuf,
     pub upper: PathBuf,
@@ -87,7 +119,7 @@ pub struct Client {
 pub const ORIGINAL: &str = "# by hand\nnameserver 192.168.1.1\noptions edns0\n";
 
 impl Client {
-    fn new(dir: &Path) -> Self {
+    fn new(dir: &Path, privileges: Privileges) -> Self {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
         mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs");
@@ -95,11 +127,14 @@ impl Client {
         for dir in [&root, &upper, &work, &lower, &layer] {
             fs::create_dir(dir).expect("a directory");
         }
-        for dir in ["etc/sub", "run", "proc", "var/lib/subject", "usr"] {
-            fs::create_dir_all(lower.join(dir)).expect("a directory");
+        // Without root privileges the root is no overlay.
+        let is_overlay = privileges == Privileges::Root;
+        let (below, above) = if is_overlay { (&lower, &layer) } else { (&root, &root) };
+        for dir in ["dev", "etc/sub", "run", "proc", "var/lib/subject", "usr"] {
+            fs::create_dir_all(below.join(dir)).expect("a directory");
         }
-        fs::create_dir_all(layer.join("usr/sbin")).expect("a directory");
-        fs::write(layer.join("usr/sbin/resolvconf"), "a program of the profile\n").expect("a file");
+        fs::create_dir_all(above.join("usr/sbin")).expect("a directory");
+        fs::write(above.join("usr/sbin/resolvconf"), "a program of the profile\n").expect("a file");
         for (name, content) in [
             ("etc/resolv.conf", ORIGINAL),
             ("etc/hosts", "127.0.0.1 localhost\n"),
@@ -108,23 +143,32 @@ impl Client {
             ("etc/sub/two", "two\n"),
             ("usr/program", "a program\n"),
         ] {
-            fs::write(lower.join(name), content).expect("a file");
+            fs::write(below.join(name), content).expect("a file");
         }
-        let options = format!(
-            "lowerdir={}:{},upperdir={},workdir={}",
-            layer.display(),
-            lower.display(),
-            upper.display(),
-            work.display()
-        );
-        mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str())).expect("an overlay");
-        mount(Some("tmpfs"), &root.join("run"), Some("tmpfs"), MsFlags::empty(), none).expect("a tmpfs");
-        mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::empty(), none).expect("a proc");
+        if is_overlay {
+            let options = format!(
+                "lowerdir={}:{},upperdir={},workdir={}",
+                layer.display(),
+                lower.display(),
+                upper.display(),
+                work.display()
+            );
+            mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+                .expect("an overlay");
+        }
+        for (name, kind) in [("run", "tmpfs"), ("dev", "tmpfs"), ("proc", "proc")] {
+            mount(Some(kind), &root.join(name), Some(kind), MsFlags::empty(), none).expect("a filesystem");
+        }
+        // A device of the machine's, as the product gives it to the client.
+        fs::create_dir(root.join("dev/shm")).expect("a directory");
+        fs::write(root.join("dev/null"), "").expect("a file");
+        mount(Some("/dev/null"), &root.join("dev/null"), none, MsFlags::MS_BIND, none).expect("a device");
+        let own = if is_overlay { vec!["/run".into()] } else { vec!["/run".into(), "/etc".into()] };
         let scope = Scope {
             root: root.clone(),
-            upper: Some(upper.clone()),
-            lower: vec![layer, lower],
-            extra_trees: vec!["/run".into()],
+            upper: is_overlay.then(|| upper.clone()),
+            lower: if is_overlay { vec![layer, lower] } else { Vec::new() },
+            extra_trees: own,
             ignore_pids: Vec::new(),
             ignore_paths: Vec::new(),
             state_dir: Some("/var/lib/subject".into()),

@@ -17,7 +17,7 @@ const ME: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 2);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
 
 /// A veth pair with an address, duplicate address detection off.
-fn connected(client: &Client) -> Connection<Route> {
+pub fn connected(client: &Client) -> Connection<Route> {
     let route = client.connect(Connection::<Route>::new);
     client.runtime.block_on(async {
         std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").expect("a setting");
@@ -42,6 +42,8 @@ macro_rules! change {
         $client.expect(&$before, &[]);
     }};
 }
+
+pub(super) use change;
 
 #[test]
 fn each_change_to_the_network_is_found() {

@@ -70,6 +70,28 @@ fn a_topic_that_was_not_recorded_is_no_pass() {
     assert_eq!(compare(&without, &with, &Tolerance::default())[0].topic, "rules");
 }
 
+/// Bundles of versions that did not know a topic yet are judged by what they have.
+#[test]
+fn a_topic_that_neither_has_is_no_difference() {
+    let old = [("links", "lo\n"), ("rules", "")];
+    let new = [("dev", ""), ("hostname", ""), ("ipc", ""), ("neighbours", ""), ("xfrm", ""), ("mptcp", "")];
+    assert_eq!(compare(&snapshot(&old), &snapshot(&old), &Tolerance::default()), []);
+    let changes = compare(&snapshot(&old), &snapshot(&[&old[..], &new].concat()), &Tolerance::default());
+    assert_eq!(changes.len(), new.len());
+    assert!(changes.iter().all(|change| change.summary.contains("was not recorded before")), "{changes:?}");
+}
+
+/// What the kernel cannot have is not there; what could not be read is not known.
+#[test]
+fn a_topic_of_a_kernel_without_it_is_empty_and_an_unreadable_one_is_not() {
+    let with = |text: &'static str| snapshot(&[("xfrm", text)]);
+    let none = with("none: this kernel has no XFRM\n");
+    assert_eq!(compare(&none, &with(""), &Tolerance::default()), []);
+    assert_eq!(compare(&none, &with("policy out action block\n"), &Tolerance::default()).len(), 1);
+    let unreadable = with("not readable: list the IPsec policies: Operation not permitted\n");
+    assert_eq!(compare(&none, &unreadable, &Tolerance::default()).len(), 1);
+}
+
 #[test]
 fn settings_that_come_and_go_with_interfaces_and_modules_are_no_difference() {
     let before = snapshot(&[("sysctl", "ipv4/conf/all/rp_filter = 0\nipv4/conf/wt0/rp_filter = 0\n")]);
