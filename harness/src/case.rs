@@ -15,6 +15,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use watertight_protocol::Capability;
 
 pub use machine::{STATE_DIR, prepare as prepare_client};
 pub use settings::settings;
@@ -34,9 +35,19 @@ pub struct CasePlan {
     pub folder: PathBuf,
     /// Marks the case's frames and names.
     pub nonce: u64,
+    /// The command that runs this case again, for people.
+    #[serde(default)]
+    pub replay: String,
     /// Damage done to the evidence on purpose, by the harness's own tests.
     #[serde(default)]
     pub sabotage: Option<Sabotage>,
+}
+
+impl CasePlan {
+    /// Capabilities without which this case is unsupported.
+    pub fn needs(&self) -> Vec<Capability> {
+        self.definition.needs_of(&self.axes)
+    }
 }
 
 /// Ways in which evidence goes missing; each must end in `INCONCLUSIVE`.

@@ -4,7 +4,7 @@
 //! Times are nanoseconds: `t` of CLOCK_REALTIME (the clock of the capture's kernel timestamps), `mono` of
 //! CLOCK_MONOTONIC, so that a step of the wall clock shows.
 
-use crate::{agent, scenario};
+use crate::{agent, probe::Identity, scenario};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -179,10 +179,10 @@ pub enum Event {
         /// Readable.
         change: String,
     },
-    /// A marker or kind of traffic that the ruleset names as the daemon's own, found before a window's probes.
-    Marks {
-        /// Packet marks.
-        marks: Vec<u32>,
+    /// What the ruleset and the routing rules may take for the daemon's own, found before a window's probes.
+    Identities {
+        /// Marks, users, groups.
+        identities: Vec<Identity>,
     },
     /// A version of a resolver file, read after the kernel told of a change.
     File {
@@ -258,6 +258,9 @@ pub struct CaseHeader {
     pub nonce: u64,
     /// Makes names unique.
     pub tag: String,
+    /// The command that runs this case again.
+    #[serde(default)]
+    pub replay: String,
     /// Without a second user, this is why.
     pub no_user: Option<String>,
     /// Links that are captured, with the interface that is watched.

@@ -74,7 +74,7 @@ fn missing_capabilities(recording: &Recording) -> Option<String> {
     let missing: Vec<String> = recording
         .header
         .definition
-        .needs
+        .needs_of(&recording.header.axes)
         .iter()
         .map(Capability::to_string)
         .filter(|need| !has.contains(need))

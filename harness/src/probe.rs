@@ -10,6 +10,7 @@ use crate::{
     },
     testbed::plan::*,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -55,8 +56,43 @@ pub enum How {
     OldTcp(SocketAddr),
     /// A whole frame, below the output hook.
     Packet(SocketAddr),
-    /// A datagram with a mark that the ruleset names (SPL-1).
-    Marked(SocketAddr, u32),
+    /// A datagram with something that the ruleset names (SPL-1).
+    Imitating(SocketAddr, Identity),
+}
+
+/// What a ruleset or routing rule may take for the daemon's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Identity {
+    /// A packet mark (`meta mark`, `socket mark`, `fwmark`).
+    Mark(u32),
+    /// The user of the socket (`meta skuid`, `uidrange`).
+    Uid(u32),
+    /// The group of the socket (`meta skgid`).
+    Gid(u32),
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::Mark(mark) => write!(f, "mark-{mark:#x}"),
+            Identity::Uid(uid) => write!(f, "uid-{uid}"),
+            Identity::Gid(gid) => write!(f, "gid-{gid}"),
+        }
+    }
+}
+
+/// What is in the client at the time of a window, which decides what can be tried.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Present {
+    /// An ordinary user.
+    pub user: bool,
+    /// A machine behind the client.
+    pub guest: bool,
+    /// The tunnel's interface.
+    pub tunnel: bool,
+    /// What the ruleset names.
+    pub identities: Vec<Identity>,
 }
 
 /// What the socket is bound to.
@@ -68,6 +104,10 @@ pub enum Binding {
     Device,
     /// The uplink's address.
     Source,
+    /// The uplink's address and port 53, as answers of a resolver come from.
+    Port53,
+    /// The tunnel's interface.
+    Tunnel,
 }
 
 /// A kind of probe.
@@ -91,12 +131,12 @@ pub const SERVERS: [(&str, IpAddr, IpAddr); 5] = [
 ];
 
 /// All kinds that a case has.
-pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec<Kind> {
+pub fn catalogue(present: &Present, relay_port: u16) -> Vec<Kind> {
     let mut kinds = Vec::new();
     let mut add = |id: String, who: Who, how: How| kinds.push(Kind { id: format!("{id}-{who}"), who, how });
     let at = |address: IpAddr, port| SocketAddr::new(address, port);
     for who in [Who::Root, Who::User] {
-        if who == Who::User && !user {
+        if who == Who::User && !present.user {
             continue;
         }
         add("system".into(), who, How::System);
@@ -126,10 +166,12 @@ pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec
         add("udp6-lan-link-local".into(), who, How::LinkLocal);
     }
     // What is not DNS by its port: whoever filters port 53 alone lets it out.
-    for port in [123, 443, 5300, 5353, 40_000] {
+    for port in [123, 443, 853, 5300, 5353, 40_000] {
         add(format!("udp4-public-port{port}"), Who::Root, How::Udp(at(PUBLIC_V4.into(), port), Binding::Free));
         add(format!("udp4-public-port{port}-device"), Who::Root, How::Udp(at(PUBLIC_V4.into(), port), Binding::Device));
     }
+    // One socket can have the port, so one server is asked.
+    add("udp4-public-from53".into(), Who::Root, How::Udp(at(PUBLIC_V4.into(), 53), Binding::Port53));
     add("tcp4-public-port443-device".into(), Who::Root, How::Tcp(at(PUBLIC_V4.into(), 443), Binding::Device));
     add("tcp4-public-port443".into(), Who::Root, How::Tcp(at(PUBLIC_V4.into(), 443), Binding::Free));
     add("udp6-public-port443".into(), Who::Root, How::Udp(at(PUBLIC_V6.into(), 443), Binding::Free));
@@ -140,11 +182,15 @@ pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec
                 add(format!("old-tcp{family}-{server}"), Who::Root, How::OldTcp(at(address, 53)));
                 add(format!("packet{family}-{server}"), Who::Root, How::Packet(at(address, 53)));
             }
-            for mark in marks {
-                add(format!("mark-{mark:#x}-udp4-{server}"), Who::Root, How::Marked(at(v4, 53), *mark));
+            if present.tunnel {
+                add(format!("udp4-{server}-tunnel"), Who::Root, How::Udp(at(v4, 53), Binding::Tunnel));
+                add(format!("udp6-{server}-tunnel"), Who::Root, How::Udp(at(v6, 53), Binding::Tunnel));
+            }
+            for identity in &present.identities {
+                add(format!("{identity}-udp4-{server}"), Who::Root, How::Imitating(at(v4, 53), *identity));
             }
         }
-        if guest {
+        if present.guest {
             for (family, address) in [("4", v4), ("6", v6)] {
                 add(format!("udp{family}-{server}"), Who::Guest, How::Udp(at(address, 53), Binding::Free));
                 add(format!("tcp{family}-{server}"), Who::Guest, How::Tcp(at(address, 53), Binding::Free));
@@ -155,12 +201,14 @@ pub fn catalogue(user: bool, guest: bool, relay_port: u16, marks: &[u32]) -> Vec
 }
 
 impl Kind {
-    /// The kind whose baseline shows that this one would be seen: itself, but for marks, which no ruleset names at first.
+    /// The kind whose baseline shows that this one would be seen: itself, but for what is not there at first: the tunnel,
+    /// and what a ruleset names.
     pub fn control(&self) -> String {
         match &self.how {
-            How::Marked(server, _) => {
-                let server = SERVERS.iter().find(|(_, v4, _)| *v4 == server.ip()).map_or("public", |(name, ..)| name);
-                format!("udp4-{server}-{}", self.who)
+            How::Imitating(server, _) | How::Udp(server, Binding::Tunnel) => {
+                let family = if server.is_ipv4() { 4 } else { 6 };
+                let named = SERVERS.iter().find(|(_, v4, v6)| [*v4, *v6].contains(&server.ip()));
+                format!("udp{family}-{}-{}", named.map_or("public", |(name, ..)| name), self.who)
             }
             _ => self.id.clone(),
         }
@@ -177,7 +225,7 @@ impl Kind {
             | How::OldUdp(server)
             | How::OldTcp(server)
             | How::Packet(server)
-            | How::Marked(server, _) => Some(*server),
+            | How::Imitating(server, _) => Some(*server),
         }
     }
 
@@ -193,7 +241,9 @@ impl Kind {
             How::OldUdp(to) => format!("UDP to {} on a socket connected before", server(to)),
             How::OldTcp(to) => format!("TCP to {} on a connection opened before", server(to)),
             How::Packet(to) => format!("UDP to {} by a packet socket", server(to)),
-            How::Marked(to, mark) => format!("UDP to {} with the mark {mark:#x}", server(to)),
+            How::Imitating(to, Identity::Mark(mark)) => format!("UDP to {} with the mark {mark:#x}", server(to)),
+            How::Imitating(to, Identity::Uid(uid)) => format!("UDP to {} as user {uid}", server(to)),
+            How::Imitating(to, Identity::Gid(gid)) => format!("UDP to {} as group {gid}", server(to)),
         }
     }
 
@@ -213,6 +263,8 @@ impl Kind {
             (Binding::Device, _) => Bind::Device(if self.who == Who::Guest { "eth0" } else { UPLINK }.into()),
             (Binding::Source, IpAddr::V4(_)) => Bind::Source(CLIENT_V4.into()),
             (Binding::Source, IpAddr::V6(_)) => Bind::Source(CLIENT_V6.into()),
+            (Binding::Port53, _) => Bind::Address(SocketAddr::new(CLIENT_V4.into(), 53)),
+            (Binding::Tunnel, _) => Bind::Device(CLIENT_TUNNEL.into()),
         };
         let via = match &self.how {
             How::System => Via::GetAddrInfo { family: Family::Any },
@@ -239,11 +291,17 @@ impl Kind {
                 destination: *server,
                 shape: Shape::Plain,
             },
-            How::Marked(server, mark) => {
-                Via::Udp { server: Endpoint::from(*server), bind: Bind::None, mark: Some(*mark) }
+            How::Imitating(server, identity) => {
+                let mark = if let Identity::Mark(mark) = identity { Some(*mark) } else { None };
+                Via::Udp { server: Endpoint::from(*server), bind: Bind::None, mark }
             }
         };
-        ProbeSpec { id: id.into(), name: name.into(), qtype: Qtype::A, via, timeout_ms, as_uid: None, as_gid: None }
+        let (as_uid, as_gid) = match &self.how {
+            How::Imitating(_, Identity::Uid(uid)) => (Some(*uid), None),
+            How::Imitating(_, Identity::Gid(gid)) => (None, Some(*gid)),
+            _ => (None, None),
+        };
+        ProbeSpec { id: id.into(), name: name.into(), qtype: Qtype::A, via, timeout_ms, as_uid, as_gid }
     }
 }
 
@@ -253,6 +311,8 @@ impl Binding {
             Binding::Free => "",
             Binding::Device => ", bound to the uplink",
             Binding::Source => ", bound to the uplink's address",
+            Binding::Port53 => ", from port 53",
+            Binding::Tunnel => ", bound to the tunnel",
         }
     }
 }

@@ -53,6 +53,9 @@ pub struct CaseResult {
     pub accounting: Accounting,
     /// Milliseconds.
     pub duration_ms: u64,
+    /// The command that runs this case again.
+    #[serde(default)]
+    pub replay: String,
 }
 
 /// Writes both files into the bundle.
@@ -96,6 +99,7 @@ fn report(verdicts: &[CaseVerdict]) -> ReportFile {
                 notes: case.notes.clone(),
                 accounting: case.accounting.clone(),
                 duration_ms: case.duration_ms,
+                replay: case.replay.clone(),
             })
             .collect(),
         totals,

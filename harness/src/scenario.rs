@@ -58,6 +58,9 @@ pub struct SettingsPatch {
     /// Block while disconnected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lockdown: Option<bool>,
+    /// Whether the tunnel carries IPv6. When absent: if the subject claims it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<bool>,
     /// The relay's UDP port: 51820 or 53.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_port: Option<u16>,
@@ -69,6 +72,15 @@ pub struct SettingsPatch {
     pub dns_method: Option<String>,
 }
 
+impl Scenario {
+    /// Capabilities without which a case is unsupported: the scenario's, and those of the case's own values.
+    pub fn needs_of(&self, axes: &Axes) -> Vec<Capability> {
+        let mut needs = self.needs.clone();
+        needs.extend(axes.needs().iter().filter(|need| !self.needs.contains(need)));
+        needs
+    }
+}
+
 impl SettingsPatch {
     /// This patch with another on top.
     pub fn with(&self, other: &SettingsPatch) -> SettingsPatch {
@@ -76,6 +88,7 @@ impl SettingsPatch {
             dns: other.dns.or(self.dns),
             allow_lan: other.allow_lan.or(self.allow_lan),
             lockdown: other.lockdown.or(self.lockdown),
+            ipv6: other.ipv6.or(self.ipv6),
             relay_port: other.relay_port.or(self.relay_port),
             api: other.api.or(self.api),
             dns_method: other.dns_method.clone().or_else(|| self.dns_method.clone()),
@@ -140,6 +153,8 @@ pub enum Step {
     Send(Call),
     /// Wait for a state that nobody asks for now.
     Wait(State),
+    /// Wait for the first change of this kind since the last request was sent.
+    Await(Change),
     /// Change settings; the subject answers when they are in force.
     Configure(SettingsPatch),
     /// Do something to the subject's process.
@@ -158,6 +173,18 @@ pub enum Step {
     Probe(ProbeSet),
     /// Something that must hold now.
     Expect(Expected),
+}
+
+/// Changes of the client's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// A generation of the nftables ruleset.
+    Ruleset,
+    /// A version of the resolver file.
+    ResolverFile,
+    /// A link, address, route or rule.
+    Network,
 }
 
 /// Requests that may be sent without waiting.

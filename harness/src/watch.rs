@@ -15,7 +15,7 @@ pub use version::{Version, nameservers};
 use crate::{
     history::{Event, Recorder, now},
     sandbox::{Node, SandboxError},
-    scenario::Tamper,
+    scenario::{Change, Tamper},
 };
 use futures::StreamExt;
 use nlink::{Connection, Nftables, Route, RtnetlinkGroup, netlink::nftables::NftablesEvent};
@@ -54,11 +54,34 @@ const NOTIFICATIONS: usize = 16 << 20;
 
 type Tampering = (Tamper, oneshot::Sender<Result<Version, WatchError>>);
 
+/// How many changes of each kind were noticed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Generations of the nftables ruleset.
+    pub generations: u64,
+    /// Versions of the resolver file.
+    pub versions: u64,
+    /// Changes of links, addresses, routes and rules.
+    pub network: u64,
+}
+
+impl Changes {
+    /// Those of one kind.
+    pub fn of(&self, change: Change) -> u64 {
+        match change {
+            Change::Ruleset => self.generations,
+            Change::ResolverFile => self.versions,
+            Change::Network => self.network,
+        }
+    }
+}
+
 /// Running watchers; they stop with the node.
 #[derive(Debug)]
 pub struct Watch {
     _node: Node,
     versions: watch::Receiver<Version>,
+    changes: watch::Receiver<Changes>,
     tamper: mpsc::UnboundedSender<Tampering>,
 }
 
@@ -66,17 +89,18 @@ impl Watch {
     /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening.
     pub async fn start(node: Node, recorder: Recorder, resolver_file: PathBuf) -> Result<Self, WatchError> {
         let (tamper, tamperings) = mpsc::unbounded_channel();
+        let (counted, changes) = watch::channel(Changes::default());
         let versions = node
             .run(move || async move {
                 let file = ResolverFile::open(resolver_file)?;
                 let (tell, versions) = watch::channel(file.version()?);
-                start_generations(recorder.clone(), versions.clone()).await?;
-                start_network(recorder.clone()).await?;
-                tokio::task::spawn_local(file.follow(recorder, tell, tamperings));
+                start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
+                start_network(recorder.clone(), counted.clone()).await?;
+                tokio::task::spawn_local(file.follow(recorder, tell, counted, tamperings));
                 Ok::<_, WatchError>(versions)
             })
             .await??;
-        Ok(Self { _node: node, versions, tamper })
+        Ok(Self { _node: node, versions, changes, tamper })
     }
 
     /// Changes the resolver file as an outsider would; gives back the version that the outsider left.
@@ -87,13 +111,22 @@ impl Watch {
         result.await.map_err(|_| gone())?
     }
 
+    /// How many changes were noticed.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
+        self.changes.clone()
+    }
+
     /// The present version, and those that follow.
     pub fn versions(&self) -> watch::Receiver<Version> {
         self.versions.clone()
     }
 }
 
-async fn start_generations(recorder: Recorder, resolver: watch::Receiver<Version>) -> Result<(), WatchError> {
+async fn start_generations(
+    recorder: Recorder,
+    resolver: watch::Receiver<Version>,
+    counted: watch::Sender<Changes>,
+) -> Result<(), WatchError> {
     let failed = |source| WatchError::Netlink { what: "nftables rules", source };
     let connection = Connection::<Nftables>::new().map_err(failed)?;
     // A batch of hundreds of rules arrives at once; a thread that is late must not lose it.
@@ -118,6 +151,7 @@ async fn start_generations(recorder: Recorder, resolver: watch::Receiver<Version
                             resolver,
                         },
                     );
+                    counted.send_modify(|changes| changes.generations += 1);
                 }
                 Ok(event) => changes.push(summary(&event)),
                 Err(error) => {
@@ -149,7 +183,7 @@ fn summary(event: &NftablesEvent) -> String {
     }
 }
 
-async fn start_network(recorder: Recorder) -> Result<(), WatchError> {
+async fn start_network(recorder: Recorder, counted: watch::Sender<Changes>) -> Result<(), WatchError> {
     let failed = |source| WatchError::Netlink { what: "links, addresses, routes and rules", source };
     let connection = Connection::<Route>::new().map_err(failed)?;
     connection.socket().set_rcvbuf(NOTIFICATIONS).map_err(failed)?;
@@ -171,6 +205,7 @@ async fn start_network(recorder: Recorder) -> Result<(), WatchError> {
                 Ok(event) => {
                     let text = format!("{event:?}");
                     recorder.record(Event::Network { change: text.chars().take(400).collect() });
+                    counted.send_modify(|changes| changes.network += 1);
                 }
                 Err(error) => {
                     recorder.record(Event::Harness { problem: format!("network notifications were lost: {error}") });

@@ -117,7 +117,8 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
                 .into_diagnostic()
                 .wrap_err_with(|| format!("failed to make a folder for {id} in {}", bundle.display()))?;
             let nonce = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64 + 1);
-            Ok(CasePlan { scenario: id, definition, axes, subject: subject.clone(), folder, nonce, sabotage })
+            let replay = replay(arguments, seed, &id, &axes.id());
+            Ok(CasePlan { scenario: id, definition, axes, subject: subject.clone(), folder, nonce, replay, sabotage })
         })
         .collect::<miette::Result<_>>()?;
     let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -130,8 +131,7 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     let cases = verdicts.len();
     verdicts.extend(smoke);
     report::write(&bundle, &verdicts).into_diagnostic().wrap_err("failed to write the report")?;
-    let replay = format!("watertight run --subject {} --seed {seed}", arguments.subject.subject);
-    terminal::findings(&verdicts, &bundle, &replay);
+    terminal::findings(&verdicts, &bundle);
     terminal::matrix(&verdicts);
     terminal::requirements(&verdicts);
     println!(
@@ -141,6 +141,38 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
         bundle.display()
     );
     Ok(exit_code(&verdicts, arguments.strict))
+}
+
+/// The command that runs a case again. The seed makes names and markers the same.
+fn replay(arguments: &Run, seed: u64, scenario: &str, case: &str) -> String {
+    let mut words = vec!["watertight".to_owned(), "run".into(), "--subject".into(), arguments.subject.subject.clone()];
+    words.extend(arguments.subject.arguments.iter().map(|argument| format!("--subject-arg={argument}")));
+    words.extend(arguments.subject.environment.iter().map(|name| format!("--subject-env={name}")));
+    if let Some(folder) = &arguments.scenarios {
+        words.extend(["--scenarios".into(), folder.display().to_string()]);
+    }
+    if arguments.strict {
+        words.push("--strict".into());
+    }
+    words.extend([
+        "--seed".into(),
+        seed.to_string(),
+        "--scenario".into(),
+        scenario.into(),
+        "--case".into(),
+        case.into(),
+    ]);
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a POSIX shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// The smoke check before any scenario; a failed one is a result, and the scenarios are run all the same.
@@ -220,7 +252,7 @@ fn judge(arguments: &Judge) -> miette::Result<ExitCode> {
         );
         verdicts.push(verdict);
     }
-    terminal::findings(&verdicts, &arguments.bundle, "watertight run");
+    terminal::findings(&verdicts, &arguments.bundle);
     Ok(exit_code(&verdicts, arguments.strict))
 }
 
@@ -254,7 +286,8 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
             }
         }
         What::Probes => {
-            for kind in probe::catalogue(true, true, watertight::testbed::plan::RELAY_PORT, &[]) {
+            let present = probe::Present { user: true, guest: true, tunnel: true, identities: Vec::new() };
+            for kind in probe::catalogue(&present, watertight::testbed::plan::RELAY_PORT) {
                 println!("{:<32} {}", kind.id, kind.target());
             }
         }

@@ -69,8 +69,10 @@ pub fn requirements(verdicts: &[CaseVerdict]) {
     let mut worst: BTreeMap<&str, (Verdict, usize)> = BTreeMap::new();
     for requirement in verdicts.iter().flat_map(|case| &case.requirements) {
         let entry = worst.entry(&requirement.id).or_insert((Verdict::Pass, 0));
-        entry.0 = entry.0.min(requirement.verdict);
-        entry.1 += 1;
+        if requirement.verdict < entry.0 {
+            *entry = (requirement.verdict, 0);
+        }
+        entry.1 += usize::from(requirement.verdict == entry.0);
     }
     let good = worst.values().filter(|(verdict, _)| *verdict == Verdict::Pass).count();
     println!("\n{good} of {} requirements pass", worst.len());
@@ -80,7 +82,7 @@ pub fn requirements(verdicts: &[CaseVerdict]) {
 }
 
 /// Findings, worst first, each once a scenario.
-pub fn findings(verdicts: &[CaseVerdict], bundle: &std::path::Path, replay: &str) {
+pub fn findings(verdicts: &[CaseVerdict], bundle: &std::path::Path) {
     let mut shown = 0;
     for case in verdicts {
         for finding in &case.findings {
@@ -113,7 +115,9 @@ pub fn findings(verdicts: &[CaseVerdict], bundle: &std::path::Path, replay: &str
             for line in finding.detail.iter().flat_map(|detail| detail.lines()).take(12) {
                 println!("    {line}");
             }
-            println!("  replay       {replay} --scenario {} --case '{}'", case.scenario, case.case);
+            if !case.replay.is_empty() {
+                println!("  replay       {}", case.replay);
+            }
         }
     }
     if shown > 20 {

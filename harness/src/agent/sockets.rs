@@ -56,6 +56,7 @@ pub(super) fn bind_to(socket: &Socket, bind: &Bind) -> Result<(), String> {
             socket.bind_device(Some(name.as_bytes())).map_err(|error| format!("bind to device {name}: {error}"))
         }
         Bind::Source(address) => bind_address(socket, SocketAddr::new(*address, 0)),
+        Bind::Address(address) => bind_address(socket, *address),
     }
 }
 

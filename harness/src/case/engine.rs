@@ -16,7 +16,7 @@ use crate::{
     snapshot::{self, Scope},
     subject::{Subject, SubjectEvent},
     testbed::{FarSide, Topology, plan::*},
-    watch::{Version, Watch},
+    watch::{Changes, Version, Watch},
 };
 use std::{
     path::{Path, PathBuf},
@@ -65,9 +65,13 @@ pub(super) struct Engine {
     pub(super) frozen: bool,
     /// Answers to what was sent without waiting.
     pub(super) sent: Vec<tokio::task::JoinHandle<()>>,
+    /// Answers to `connect` that the state came before.
+    pub(super) overtaken: Vec<tokio::task::JoinHandle<()>>,
     pub(super) window: usize,
     pub(super) runs: u32,
     pub(super) outsider: Option<Version>,
+    /// What the watchers had seen when a request was sent without waiting.
+    pub(super) changes_before: Changes,
     /// The resolver file cannot be written, by the scenario's doing.
     pub(super) unwritable: bool,
     pub(super) last_error: std::cell::RefCell<Option<String>>,
@@ -205,6 +209,8 @@ impl Engine {
             window: 0,
             runs: 0,
             outsider: None,
+            changes_before: Changes::default(),
+            overtaken: Vec::new(),
             unwritable: false,
             last_error: Default::default(),
             plan,
@@ -246,7 +252,7 @@ impl Engine {
     fn has_all_needs(&self) -> bool {
         let Some(initialized) = &self.initialized else { return false };
         let has: Vec<Capability> = initialized.known_capabilities().collect();
-        self.plan.definition.needs.iter().all(|need| has.contains(need))
+        self.plan.needs().iter().all(|need| has.contains(need))
     }
 
     /// Ends the subject if it still runs; afterwards everything must be as before.
@@ -272,6 +278,9 @@ impl Engine {
     }
 
     async fn finish(mut self) -> Result<(), CaseError> {
+        for answer in &self.overtaken {
+            answer.abort();
+        }
         let last = self.markers.barrier(Cause::End);
         for link in std::mem::take(&mut self.links) {
             let (node, near) = match link.name {
@@ -316,8 +325,17 @@ impl Engine {
     }
 
     /// The settings as they are now.
+    /// Whether the subject claims a capability; one that has not spoken yet is believed to.
+    pub(super) fn claims(&self, capability: Capability) -> bool {
+        self.initialized
+            .as_ref()
+            .is_none_or(|initialized| initialized.known_capabilities().any(|known| known == capability))
+    }
+
     pub(super) fn settings(&self) -> watertight_protocol::Settings {
-        settings(&self.patch, &self.far.client_private_key, &self.far.relay_public_key)
+        let ipv6 = self.patch.ipv6.unwrap_or_else(|| self.claims(Capability::Ipv6));
+        let patch = SettingsPatch { ipv6: Some(ipv6), ..self.patch.clone() };
+        settings(&patch, &self.far.client_private_key, &self.far.relay_public_key)
     }
 
     /// Called from the subject's reading task: a barrier follows each notification at once.
@@ -360,6 +378,7 @@ fn header(plan: &CasePlan, no_user: Option<String>) -> CaseHeader {
         subject: plan.subject.name.clone(),
         nonce: plan.nonce,
         tag: tag(plan.nonce),
+        replay: plan.replay.clone(),
         no_user,
         links: vec![("uplink".into(), Topology::UPLINK.far.into()), ("tunnel".into(), RELAY_TUNNEL.into())],
         client_mac: CLIENT_MAC,

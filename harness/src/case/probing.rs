@@ -10,7 +10,8 @@ use crate::{
         wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, ProbeSpec, Qtype, Shape, Via},
     },
     history::{Cause, Event, PlannedProbe},
-    probe::{Kind, catalogue},
+    judge::approved,
+    probe::{Identity, Kind, Present, catalogue},
     snapshot,
     testbed::plan::*,
 };
@@ -32,14 +33,23 @@ const FLOW_ANSWER_MS: u64 = 1000;
 const INBOUND_PORT: u16 = 20053;
 /// How long an unsolicited packet may take from one end of a link to a socket at the other.
 const INBOUND_WAIT: Duration = Duration::from_millis(150);
+/// More identities than this are not imitated in one window.
+const MOST_IDENTITIES: usize = 16;
 /// Sends of one hammer that may reach the wire: enough to see any opening, few enough to store.
 const HAMMER_BUDGET: u64 = 20_000;
 
 impl Engine {
     /// The probes of this case.
-    fn kinds(&self, marks: &[u32]) -> Vec<Kind> {
+    fn kinds(&self, identities: Vec<Identity>) -> Vec<Kind> {
         let relay_port = self.patch.relay_port.unwrap_or(RELAY_PORT);
-        catalogue(self.user.is_some(), self.guest.is_some(), relay_port, marks)
+        let known = self.known.borrow();
+        let present = Present {
+            user: self.user.is_some(),
+            guest: self.guest.is_some(),
+            tunnel: known.state == Some(State::Connected) && !known.ended,
+            identities,
+        };
+        catalogue(&present, relay_port)
     }
 
     /// Opens, while nothing protects, one flow a kind for each window that may come: a refused TCP connection is over, so
@@ -47,7 +57,7 @@ impl Engine {
     pub(super) async fn open_old_flows(&mut self) -> Result<(), CaseError> {
         let windows = self.plan.definition.steps.len() + 4;
         let flows = self
-            .kinds(&[])
+            .kinds(Vec::new())
             .into_iter()
             .flat_map(|kind| (1..=windows).filter_map(move |window| kind.old_flow(window)).collect::<Vec<_>>());
         let opening = flows.map(|(socket, protocol, server)| {
@@ -73,11 +83,11 @@ impl Engine {
     pub(super) async fn probe_window(&mut self) -> Result<(), CaseError> {
         self.window += 1;
         let window = self.window;
-        let marks = self.marks().await?;
-        self.recorder.record(Event::Marks { marks: marks.clone() });
+        let identities = self.identities().await?;
+        self.recorder.record(Event::Identities { identities: identities.clone() });
         self.markers.barrier(Cause::ProbesBegin);
         self.markers.canary(Cause::ProbesBegin);
-        let kinds = self.kinds(&marks);
+        let kinds = self.kinds(identities);
         let tag = tag(self.plan.nonce);
         let planned: Vec<PlannedProbe> = kinds
             .iter()
@@ -121,12 +131,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Packet marks that the client's ruleset or routing rules name: what carries one claims to be the daemon's.
-    async fn marks(&self) -> Result<Vec<u32>, CaseError> {
+    /// Marks, users and groups that the client's ruleset or routing rules name: what has one claims to be the daemon's.
+    async fn identities(&self) -> Result<Vec<Identity>, CaseError> {
         let scope = self.scope.clone();
         let taken = self.topology.client.run(move || async move { snapshot::take(&scope).await }).await??;
         let texts = ["nftables", "rules"].map(|topic| taken.topics.get(topic).map_or("", String::as_str));
-        Ok(marks_in(&texts.concat()))
+        let mut identities = identities_in(&texts.concat());
+        // Without other users there is nobody to play.
+        identities.retain(|identity| self.user.is_some() || matches!(identity, Identity::Mark(_)));
+        Ok(identities)
     }
 
     /// Loopback, neighbours and DHCP must work in blocking states too (FWL-11).
@@ -266,11 +279,15 @@ impl Engine {
         let prefix = format!("{}-h{index}-", tag(self.plan.nonce));
         self.recorder.record(Event::HammerPlanned { id: id.clone(), prefix: prefix.clone() });
         let target = |address: IpAddr| Endpoint::from(SocketAddr::new(address, 53));
+        let mut targets = vec![target(SINK_V4.into()), target(SINK_V6.into()), target(LAN_SINK_V4.into())];
+        // What one state approves and the other does not shows when rules of the one outlast it.
+        let approved = approved(&self.settings()).lan.into_iter().filter(|server| server.scope.is_none());
+        targets.extend(approved.map(|server| target(server.address)));
         self.root
             .client
             .hammer_start(HammerSpec {
                 id: id.clone(),
-                targets: vec![target(SINK_V4.into()), target(SINK_V6.into()), target(LAN_SINK_V4.into())],
+                targets,
                 name_prefix: prefix,
                 zone: PROBE_ZONE.into(),
                 interface: None,
@@ -295,40 +312,55 @@ fn answer_ms(kind: &Kind) -> u64 {
     if kind.server().is_some_and(nobody) { SILENT_MS } else { ANSWER_MS }
 }
 
-/// Numbers behind `mark` in a ruleset's text, zero excepted.
-fn marks_in(text: &str) -> Vec<u32> {
-    let mut marks = BTreeSet::new();
+/// Numbers behind `mark`, `skuid` and `skgid` in a ruleset's text, and `fwmark` and `uidrange` in routing rules; zero, which is
+/// everybody's mark and root's number, excepted.
+fn identities_in(text: &str) -> Vec<Identity> {
+    let mut identities = BTreeSet::new();
     let words: Vec<&str> = text
         .split(|c: char| c.is_whitespace() || matches!(c, ',' | '{' | '}' | ';'))
         .filter(|word| !word.is_empty())
         .collect();
     for (at, word) in words.iter().enumerate() {
-        if !matches!(*word, "mark" | "fwmark") {
-            continue;
-        }
-        for value in words[at + 1..].iter().take(3) {
-            let parsed = match value.split('/').next().unwrap_or(value).strip_prefix("0x") {
-                Some(hex) => u32::from_str_radix(hex, 16).ok(),
-                None => value.parse().ok(),
-            };
-            if let Some(mark) = parsed.filter(|mark| *mark != 0) {
-                marks.insert(mark);
-                break;
-            }
+        let identity = match *word {
+            "mark" | "fwmark" => Identity::Mark,
+            "skuid" | "uidrange" => Identity::Uid,
+            "skgid" => Identity::Gid,
+            _ => continue,
+        };
+        // An operator may come first, and a set or a range may have several.
+        let mut values =
+            words[at + 1..].iter().skip_while(|value| matches!(**value, "==" | "!=" | "and" | "&")).peekable();
+        while let Some(value) = values.next_if(|value| number(value).is_some()) {
+            identities.extend(number(value).filter(|value| *value != 0).map(identity));
         }
     }
-    marks.into_iter().take(8).collect()
+    identities.into_iter().take(MOST_IDENTITIES).collect()
+}
+
+/// The number that a value begins with: `7`, `0xca6c/0xffffffff`, `1000-1010`.
+fn number(value: &str) -> Option<u32> {
+    let value = value.split(['/', '-']).next().unwrap_or(value);
+    match value.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => value.parse().ok(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::marks_in;
+    use super::identities_in;
+    use crate::probe::Identity::{Gid, Mark, Uid};
 
     #[test]
-    fn marks_are_found_in_rules_and_routing_rules() {
-        assert_eq!(marks_in("meta mark 0x6d76 udp dport 51820 accept"), [0x6d76]);
-        assert_eq!(marks_in("meta mark != 0x1 drop\nmeta mark == 7 accept"), [1, 7]);
-        assert_eq!(marks_in("100: from all not fwmark 0xca6c/0xffffffff lookup 51820"), [0xca6c]);
-        assert!(marks_in("meta mark 0 accept").is_empty());
+    fn what_rules_and_routing_rules_name_is_found() {
+        assert_eq!(identities_in("meta mark 0x6d76 udp dport 51820 accept"), [Mark(0x6d76)]);
+        assert_eq!(identities_in("meta mark != 0x1 drop\nmeta mark == 7 accept"), [Mark(1), Mark(7)]);
+        assert_eq!(identities_in("100: from all not fwmark 0xca6c/0xffffffff lookup 51820"), [Mark(0xca6c)]);
+        assert_eq!(
+            identities_in("meta skuid { 998, 999 } accept\nmeta skgid 4242 accept"),
+            [Uid(998), Uid(999), Gid(4242)]
+        );
+        assert_eq!(identities_in("from all uidrange 1000-1010 lookup 7"), [Uid(1000)]);
+        assert!(identities_in("meta mark 0 accept").is_empty());
     }
 }

@@ -9,7 +9,8 @@ use watertight_protocol::{ApiEndpoint, Dns, IpProtocol, Server, Settings, Tunnel
 
 /// The settings for a patch and the keys of this case's tunnel.
 pub fn settings(patch: &SettingsPatch, private_key: &str, peer_public_key: &str) -> Settings {
-    Settings {
+    let ipv6 = patch.ipv6.unwrap_or(true);
+    let mut settings = Settings {
         tunnel: Tunnel {
             kind: TunnelKind::Wireguard,
             interface: CLIENT_TUNNEL.into(),
@@ -36,7 +37,18 @@ pub fn settings(patch: &SettingsPatch, private_key: &str, peer_public_key: &str)
             },
             protocol: IpProtocol::Tcp,
         }),
+    };
+    if !ipv6 {
+        let tunnel = &mut settings.tunnel;
+        tunnel.addresses.retain(|network| network.addr().is_ipv4());
+        tunnel.gateways.retain(IpAddr::is_ipv4);
+        tunnel.allowed_ips.retain(|network| network.addr().is_ipv4());
+        if let Dns::Custom { servers } = &mut settings.dns {
+            // A server that is asked through the tunnel needs a tunnel that carries its family.
+            servers.retain(|server| server.address != IpAddr::from(CUSTOM_V6));
+        }
     }
+    settings
 }
 
 fn dns(choice: DnsChoice) -> Dns {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     history::{Cause, Event},
-    scenario::{Call, Expected, Fault, LinkChange, RelayMode, Step, Tamper},
+    scenario::{Call, Change, Expected, Fault, LinkChange, RelayMode, Step, Tamper},
     subject::{CallError, Pending, Subject, SubjectEvent},
     testbed::plan::*,
 };
@@ -25,6 +25,9 @@ const ASKING: Duration = Duration::from_millis(20);
 const TO_END: Duration = Duration::from_secs(30);
 /// A correction of the resolver file is awaited for longer than it may take, so that the figure is known.
 const TO_CORRECTION: Duration = Duration::from_secs(4);
+
+/// A removed interface is told by the kernel at once.
+const TO_NOTICE: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Carries out one step. `false` when the subject is in no condition to go on.
@@ -57,6 +60,7 @@ impl Engine {
                     Call::Disconnect => (method::DISCONNECT, json!({})),
                     Call::Block => (method::BLOCK, json!({"reason": "asked by the scenario"})),
                 };
+                self.changes_before = *self.watch.changes().borrow();
                 self.send(name, params);
                 Ok(true)
             }
@@ -67,6 +71,7 @@ impl Engine {
                 }
                 Ok(self.wait_for(*target, 0, wait_limit(*target)).await)
             }
+            Step::Await(change) => self.wait_for_change(*change).await,
             Step::Configure(patch) => {
                 self.patch = self.patch.with(patch);
                 let settings = self.settings();
@@ -92,6 +97,25 @@ impl Engine {
         }
     }
 
+    async fn wait_for_change(&mut self, change: Change) -> Result<bool, CaseError> {
+        let (before, mut changes) = (self.changes_before, self.watch.changes());
+        let (requirement, what) = match change {
+            Change::Ruleset => ("FWL-3", "a change of the ruleset"),
+            Change::ResolverFile => ("DNS-1", "a change of the resolver file"),
+            Change::Network => ("DNS-7", "a change of links, addresses, routes or rules"),
+        };
+        let happened = changes.wait_for(|now| now.of(change) > before.of(change));
+        if timeout(ANSWER, happened).await.is_ok() {
+            return Ok(true);
+        }
+        self.recorder.record(Event::TimedOut {
+            what: what.into(),
+            after_ms: ANSWER.as_millis() as u64,
+            requirement: requirement.into(),
+        });
+        Ok(false)
+    }
+
     async fn call_and_wait(&mut self, name: &str, params: Value, target: State) -> Result<bool, CaseError> {
         let before = self.known.borrow().notifications;
         let already = self.reports_states() && self.known.borrow().state == Some(target) && name != method::CONNECT;
@@ -100,8 +124,7 @@ impl Engine {
         let limit = wait_limit(target);
         let id = pending.id;
         // The answer and the notification may come in either order.
-        let answer = pending.within(ANSWER);
-        tokio::pin!(answer);
+        let mut answer = Box::pin(pending.within(ANSWER));
         let reached = if already {
             true
         } else {
@@ -120,6 +143,17 @@ impl Engine {
                 }
             }
         };
+        // `connect` may be answered when it is done, which a silent relay never lets it be: the state is what is waited for.
+        if reached && name == method::CONNECT && target == State::Connecting {
+            let (recorder, name) = (self.recorder.clone(), name.to_owned());
+            self.overtaken.push(tokio::spawn(async move {
+                let result = answer.await;
+                if matches!(result, Ok(_) | Err(CallError::Refused { .. })) {
+                    recorder.record(answer_event(id, &name, &result, started));
+                }
+            }));
+            return Ok(true);
+        }
         let result = answer.await;
         self.record_answer(id, name, &result, started);
         Ok(reached && !matches!(result, Err(CallError::TimedOut { .. } | CallError::Gone { .. })))
@@ -269,6 +303,17 @@ impl Engine {
             self.known.send_modify(|known| known.state = Some(state));
         }
         self.markers.barrier(Cause::Restarted { state });
+        if state != State::Disconnected && self.reports_states() {
+            let mut known = self.known.subscribe();
+            let told = known.wait_for(|known| known.ended || known.notifications > before);
+            if timeout(TO_NOTICE, told).await.is_err() {
+                self.recorder.record(Event::TimedOut {
+                    what: format!("a notification of '{state:?}' after the start that found the remains of a crash"),
+                    after_ms: TO_NOTICE.as_millis() as u64,
+                    requirement: "RST-2".into(),
+                });
+            }
+        }
         Ok(true)
     }
 
@@ -384,6 +429,16 @@ impl Engine {
             self.recorder.record(Event::Harness { problem: format!("{interface} was not removed: {error}") });
             return Ok(false);
         }
+        // `connected` holds only while the interface exists; the subject settles in error or in connecting.
+        let mut known = self.known.subscribe();
+        let noticed = known.wait_for(|known| known.ended || known.state != Some(State::Connected));
+        if self.reports_states() && timeout(TO_NOTICE, noticed).await.is_err() {
+            self.recorder.record(Event::TimedOut {
+                what: format!("a report that the tunnel is gone ('connected' without {interface})"),
+                after_ms: TO_NOTICE.as_millis() as u64,
+                requirement: "TRN-6".into(),
+            });
+        }
         Ok(true)
     }
 
@@ -431,11 +486,11 @@ fn requirement_of(target: State) -> &'static str {
 impl Step {
     /// Whether the subject's state may change: a hammer runs through it.
     fn is_transition(&self) -> bool {
-        !matches!(self, Step::Probe(_) | Step::Expect(_))
+        !matches!(self, Step::Probe(_) | Step::Expect(_) | Step::Await(_))
     }
 
     /// Whether the state is held afterwards, so that it is probed.
     fn leads_to_a_window(&self) -> bool {
-        !matches!(self, Step::Send(_) | Step::Expect(_) | Step::Relay(_))
+        !matches!(self, Step::Send(_) | Step::Await(_) | Step::Expect(_) | Step::Relay(_))
     }
 }

@@ -5,11 +5,11 @@ use super::{
     recording::{Recording, probe_socket},
     timeline::{Life, Timeline},
     verdict::{Accounting, Condition},
+    wire::is_imitation,
 };
 use crate::{
     agent::wire::Outcome,
     history::{Event, MarkerKind, Record},
-    probe,
     scenario::{Expected, Step},
 };
 use std::{
@@ -144,14 +144,14 @@ fn positive_control(recording: &Recording) -> Condition {
     condition(name, missing, figures)
 }
 
-/// The kind that stands for another in the baseline, by the catalogue's own rule.
+/// The kind that stands for another in the baseline, as [`Kind::control`](crate::probe::Kind::control) has it.
 fn control_of(kind: &str) -> String {
-    if !kind.starts_with("mark-") {
+    if !is_imitation(kind) && !kind.ends_with("-tunnel-root") {
         return kind.to_owned();
     }
     let server = if kind.contains("-lan-") { "lan" } else { "public" };
-    let _ = probe::SERVERS;
-    format!("udp4-{server}-root")
+    let family = if kind.contains("udp6-") { 6 } else { 4 };
+    format!("udp{family}-{server}-root")
 }
 
 /// Without a server in the original file, or without one that glibc can read there, the system's resolver asks this very
@@ -287,7 +287,8 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
         let interval = timeline.at_record(window.at);
         for (id, kind) in &window.kinds {
             // A connection from before can be over by its own means; that it could not be used is no stimulus, and none is needed.
-            let over = kind.starts_with("old-tcp") && interval.life != Life::Before;
+            // So can a tunnel's interface.
+            let over = (kind.starts_with("old-tcp") && interval.life != Life::Before) || kind.ends_with("-tunnel-root");
             if !window.tried.contains(id) && !over {
                 let why = window.not_possible.iter().find(|text| text.starts_with(*id)).cloned();
                 problems.push(why.unwrap_or_else(|| format!("{id} was not tried")));
@@ -345,7 +346,7 @@ fn stimulus(recording: &Recording, timeline: &Timeline) -> Condition {
     let wanted = recording
         .records
         .iter()
-        .filter(|record| matches!(&record.event, Event::Step { step, .. } if !matches!(step, Step::Send(_) | Step::Expect(_) | Step::Relay(_))))
+        .filter(|record| matches!(&record.event, Event::Step { step, .. } if !matches!(step, Step::Send(_) | Step::Await(_) | Step::Expect(_) | Step::Relay(_))))
         .count();
     if windows.len() < wanted + 1 {
         problems.push(format!("{} windows were probed, {} steps needed one", windows.len(), wanted + 1));
@@ -380,11 +381,11 @@ fn neglected_steps(recording: &Recording) -> Vec<String> {
         let during = &records[pair[0]..pair[1]];
         let Some(Event::Step { index, step }) = during.first().map(|record| &record.event) else { continue };
         let number = index + 1;
-        if !matches!(step, Step::Send(_) | Step::Expect(_) | Step::Relay(_)) && windows(during) == 0 {
+        if !matches!(step, Step::Send(_) | Step::Await(_) | Step::Expect(_) | Step::Relay(_)) && windows(during) == 0 {
             problems.push(format!("no window was probed after step {number}"));
         }
         let hammered = during.iter().any(|record| matches!(record.event, Event::HammerPlanned { .. }));
-        if !matches!(step, Step::Probe(_) | Step::Expect(_)) && !hammered {
+        if !matches!(step, Step::Probe(_) | Step::Expect(_) | Step::Await(_)) && !hammered {
             problems.push(format!("no hammer was planned for step {number}"));
         }
         let compared = during.iter().any(|record| matches!(record.event, Event::Snapshot { compared: Some(_), .. }));

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     agent::wire::{Attempt, Outcome},
     history::{Cause, Event, MarkerKind},
-    probe::{self, How, Kind},
+    probe::{self, How, Identity, Kind, Present},
     scenario::{Fault, Step},
 };
 use std::{
@@ -21,6 +21,9 @@ use watertight_protocol::State;
 
 /// A refusal that comes later than this after the attempt is no refusal at once (FWL-12), in nanoseconds.
 const AT_ONCE_MS: u64 = 400;
+
+/// What happens later than this after an answer was not done when it was given, in nanoseconds: more than any delay of pipes.
+const SETTLED: u64 = 100_000_000;
 
 /// What the subject did not do.
 #[derive(Debug, Default)]
@@ -45,19 +48,19 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         notes.push(format!("{count} frames permitted and listed: {rule:?}"));
     }
     let steps = &recording.header.definition.steps;
-    let marks: BTreeSet<u32> = recording
+    let identities: BTreeSet<Identity> = recording
         .records
         .iter()
         .filter_map(|record| match &record.event {
-            Event::Marks { marks } => Some(marks.iter().copied()),
+            Event::Identities { identities } => Some(identities.iter().copied()),
             _ => None,
         })
         .flatten()
         .collect();
-    let marks: Vec<u32> = marks.into_iter().collect();
+    let present = Present { user: true, guest: true, tunnel: true, identities: identities.into_iter().collect() };
     let kinds: BTreeMap<String, Kind> = [crate::testbed::plan::RELAY_PORT, 53]
         .into_iter()
-        .flat_map(|port| probe::catalogue(true, true, port, &marks))
+        .flat_map(|port| probe::catalogue(&present, port))
         .map(|kind| (kind.id.clone(), kind))
         .collect();
     let mut planned: BTreeMap<&str, &str> = BTreeMap::new();
@@ -151,6 +154,17 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                     format!("expected the subject to end in order; its process ended: {how}"),
                 ));
             }
+            Event::Answer { id, method, error: None, .. } if method == "disconnect" => {
+                if let Some(late) = carried_out_after(recording, at, *id) {
+                    certain.push(finding(
+                        "RST-1",
+                        "X06",
+                        Verdict::Failed,
+                        interval.label(steps, record.t),
+                        format!("expected 'disconnect' to be answered when it is done; {late}"),
+                    ));
+                }
+            }
             Event::Marker {
                 marker: MarkerKind::Barrier,
                 cause: Cause::Restarted { state: State::Disconnected },
@@ -200,6 +214,35 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         });
     }
     Unmet { certain: merge(certain), by_absence: merge(found), notes }
+}
+
+/// What of a `disconnect` came after its answer, if nothing else was asked for meanwhile.
+fn carried_out_after(recording: &Recording, answer: usize, id: u64) -> Option<String> {
+    let (before, after) = recording.records.split_at(answer);
+    let last = before.iter().rev().find_map(|record| match &record.event {
+        Event::Request { id, .. } => Some(*id),
+        _ => None,
+    });
+    if last != Some(id) {
+        return None;
+    }
+    let answered = after.first()?.t;
+    after
+        .iter()
+        .take_while(|record| {
+            !matches!(record.event, Event::Request { .. } | Event::Step { .. } | Event::Ended { .. } | Event::End)
+        })
+        .find_map(|record| match &record.event {
+            Event::File { by_harness: false, cause, changed: Some(changed), .. } if cause != "snapshot" => {
+                (*changed > answered + SETTLED).then(|| {
+                    format!(
+                        "the resolver file was changed {:.1} ms after the answer",
+                        (*changed - answered) as f64 / 1e6
+                    )
+                })
+            }
+            _ => None,
+        })
 }
 
 /// A process that is told to stop by a signal may end by it.
@@ -423,6 +466,7 @@ fn class_of_requirement(requirement: &str) -> &'static str {
     match requirement {
         "STA-5" => "P01",
         "TRN-3" | "RST-5" => "X02",
+        "TRN-6" => "T08",
         _ => "X06",
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     history::{Cause, Event, MarkerKind, Record},
-    scenario::{Step, Tamper},
+    scenario::{Original, Step, Tamper},
     watch::nameservers,
 };
 use std::net::IpAddr;
@@ -158,12 +158,21 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
                 matches!(other.state, Some(State::Connected | State::Connecting | State::Error)) && !other.in_step
             })
             .map_or(interval.barrier, |other| other.barrier);
+        // Until it reports `disconnecting`, what it was before may still be in force.
+        let reported = states(recording)
+            .into_iter()
+            .filter(|(place, ..)| (since..at).contains(place))
+            .rfind(|(_, _, state)| *state == State::Disconnecting)
+            .and_then(|(_, barrier, _)| uplink.barriers.get(&barrier).copied());
+        let connected = Policy::of(State::Connected, Some(settings));
         let leaked = uplink.frames.iter().find(|frame| {
             frame.after_barrier > first
                 && frame.after_barrier <= id
                 && frame.t < restored_at
                 && frame.t > last_own.record.t
                 && on_uplink(frame, &blocking, &recording.header.tag).is_none()
+                && (reported.is_some_and(|reported| frame.t > reported)
+                    || on_uplink(frame, &connected, &recording.header.tag).is_none())
         });
         // The notification and the end of the process may both follow the same opening.
         let known = |link: &str, sequence: u64| {
@@ -298,35 +307,46 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[F
 /// STA-2: no reader ever sees an empty or partial file.
 fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
-    let mut harness_until = 0;
-    let mut found = Vec::new();
-    let mut outsider: Option<&str> = None;
+    let mut outsider: Option<&FileVersion<'_>> = None;
     for version in versions {
         if version.by_harness {
-            outsider = Some(version.hash);
-            harness_until = version.at;
+            outsider = Some(version);
             continue;
         }
-        let _ = harness_until;
         // What the outsider did is told again by the kernel, with whatever the file is by then.
         let interval = timeline.at_record(version.at);
         let tampering = interval.in_step
             && interval.step.and_then(|index| steps.get(index)).is_some_and(|step| matches!(step, Step::Tamper(_)));
-        if tampering || outsider == Some(version.hash) || interval.life == Life::Before {
+        if tampering || outsider.is_some_and(|outsider| outsider.hash == version.hash) || interval.life == Life::Before
+        {
             continue;
         }
-        if version.cause == "modify" {
-            found.push(finding(
-                "STA-2",
-                "T10",
-                Verdict::Failed,
-                interval.label(steps, version.record.t),
-                "expected the resolver file to be replaced whole; it was written in place, so that readers see it empty or in part".into(),
-            ));
-            break;
-        }
+        // Where none was, none is restored.
+        let none_before = match outsider {
+            Some(outsider) => outsider.content.starts_with("missing"),
+            None => recording.header.axes.original == Original::Missing,
+        };
+        let seen = match version.cause {
+            "modify" | "target modify" => "it was written in place, so that readers see it empty or in part",
+            // Exchanging two files (renameat2(2), RENAME_EXCHANGE) moves the file away too, and leaves no gap.
+            "moved-from" if !version.content.starts_with("missing") => continue,
+            "delete" | "moved-from" if !none_before => "it was removed, so that readers find none for a while",
+            "target delete" | "target moved-from"
+                if !none_before && version.content.ends_with("(nothing to read)\n") =>
+            {
+                "what it leads to was removed, so that readers find nothing for a while"
+            }
+            _ => continue,
+        };
+        return vec![finding(
+            "STA-2",
+            "T10",
+            Verdict::Failed,
+            interval.label(steps, version.record.t),
+            format!("expected the resolver file to be replaced whole; {seen}"),
+        )];
     }
-    found
+    Vec::new()
 }
 
 /// STA-4 and TRN-4: between two approved lists the original is never visible.

@@ -65,7 +65,7 @@ impl Comparison<'_> {
             }
             Expected::ResolverRestored if self.outsider.is_some() => self.outsiders_version().into_iter().collect(),
             Expected::ResolverRestored => self.resolver_differences(),
-            Expected::Approved => self.not_approved().into_iter().collect(),
+            Expected::Approved => self.not_approved().into_iter().chain(self.exposed()).collect(),
             Expected::Error => Vec::new(),
         }
     }
@@ -128,7 +128,16 @@ impl Comparison<'_> {
     /// RST-4: what somebody else left is what is restored.
     fn outsiders_version(&self) -> Option<Finding> {
         let (outsider, present) = (self.outsider?, self.present?);
-        if outsider == present {
+        // Through a link that is the subject's own an outsider changes what it leads to; the link itself goes with the subject.
+        let parts = |version: &str| version.split_once('\n').map(|(head, body)| (head.to_owned(), body.to_owned()));
+        let original = self.recording.records.iter().find_map(|record| match &record.event {
+            Event::File { content, .. } => parts(content),
+            _ => None,
+        });
+        let through_own_link = parts(outsider).zip(original).is_some_and(|((link, left), (original, _))| {
+            link.starts_with("symlink ") && link != original && parts(present).is_some_and(|(_, now)| now == left)
+        });
+        if outsider == present || through_own_link {
             return None;
         }
         let diff = similar::TextDiff::from_lines(outsider, present)
@@ -141,6 +150,19 @@ impl Comparison<'_> {
             nameservers(present)
         );
         Some(self.finding("RST-4", "X03", Verdict::NotRestored, summary, diff))
+    }
+
+    /// STA-1: the backup is not more readable than the original.
+    fn exposed(&self) -> Vec<Finding> {
+        let read = |name: &str| self.recording.snapshots.get(name).and_then(|snapshot| snapshot.as_ref().ok());
+        let (Some(before), Some(now)) = (read("before"), read(self.folder)) else { return Vec::new() };
+        snapshot::exposed_copies(before, now)
+            .into_iter()
+            .map(|what| {
+                let summary = format!("expected the backup to be no more readable than the original; {what}");
+                self.finding("STA-1", "X01", Verdict::Failed, summary, String::new())
+            })
+            .collect()
     }
 
     /// DNS-1 to DNS-4: the resolver file names the approved servers, in their order.

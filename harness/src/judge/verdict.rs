@@ -227,6 +227,9 @@ pub struct CaseVerdict {
     pub accounting: Accounting,
     /// Milliseconds, recording and judging.
     pub duration_ms: u64,
+    /// The command that runs this case again.
+    #[serde(default)]
+    pub replay: String,
 }
 
 impl CaseVerdict {
@@ -248,6 +251,7 @@ impl CaseVerdict {
             notes: Vec::new(),
             accounting: Accounting::default(),
             duration_ms: 0,
+            replay: header.replay.clone(),
         }
     }
 
@@ -286,6 +290,7 @@ impl CaseVerdict {
             notes: Vec::new(),
             accounting: Accounting::default(),
             duration_ms: 0,
+            replay: String::new(),
         }
     }
 

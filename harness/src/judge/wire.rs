@@ -145,7 +145,7 @@ fn requirement(
     if kind.starts_with("packet") {
         return "FWL-17";
     }
-    if kind.starts_with("mark-") {
+    if is_imitation(kind) {
         return "SPL-1";
     }
     if kind.ends_with("-guest") {
@@ -177,7 +177,9 @@ fn requirement(
     let mode_requirement = policy.map_or("FWL-1", |policy| policy.requirement());
     let destination = frame.decoded.ip.as_ref().map(|ip| ip.dst);
     if link == "tunnel" {
-        return mode_requirement;
+        let lan = policy.map(|policy| policy.approved().lan).unwrap_or_default();
+        let beside = lan.iter().any(|server| Some(server.address) == destination);
+        return if beside { "DNS-5" } else { mode_requirement };
     }
     let to_relay = policy.and_then(|policy| policy.settings.as_ref()).is_some_and(|settings| {
         destination == Some(settings.tunnel.endpoint.ip()) && settings.tunnel.endpoint.port() == 53
@@ -190,6 +192,11 @@ fn requirement(
         return "FWL-10";
     }
     mode_requirement
+}
+
+/// Whether a kind of probe pretends to be the daemon.
+pub(super) fn is_imitation(kind: &str) -> bool {
+    ["mark-", "uid-", "gid-"].iter().any(|prefix| kind.starts_with(prefix))
 }
 
 /// Reconnecting or changing settings: the step began in a tunnel state.
@@ -208,7 +215,7 @@ fn class(link: &str, frame: &SeenFrame, kind: Option<&str>, interval: &Interval)
     }
     match kind {
         _ if kind.starts_with("packet") => return "K01",
-        _ if kind.starts_with("mark-") => return "B02",
+        _ if is_imitation(kind) => return "B02",
         _ if kind.ends_with("-guest") => return "F01",
         _ if kind.starts_with("old-") => return "K04",
         _ => {}

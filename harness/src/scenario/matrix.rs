@@ -4,6 +4,7 @@ use super::DnsChoice;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use watertight_protocol::Capability;
 
 /// What a scenario varies. An absent axis has its first value only.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -107,6 +108,19 @@ fn optional<T: Copy>(list: &[T]) -> Vec<Option<T>> {
 }
 
 impl Axes {
+    /// Capabilities without which the values make no sense.
+    pub fn needs(&self) -> &'static [Capability] {
+        match self.dns {
+            None | Some(DnsChoice::Default) => &[],
+            Some(
+                DnsChoice::CustomEmpty | DnsChoice::CustomTunnel | DnsChoice::CustomTunnelV4 | DnsChoice::CustomGateway,
+            ) => &[Capability::CustomDns],
+            Some(
+                DnsChoice::CustomLan | DnsChoice::CustomLanV6 | DnsChoice::CustomLinkLocal | DnsChoice::CustomMixed,
+            ) => &[Capability::CustomDns, Capability::LanDns],
+        }
+    }
+
     /// The case's id: what differs from the first values, joined by `+`. A folder's name in the bundle.
     pub fn id(&self) -> String {
         let mut parts = vec![word(&self.profile)];

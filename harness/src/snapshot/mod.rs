@@ -11,6 +11,7 @@ mod dev;
 mod diff;
 mod entry;
 mod escape;
+mod exposure;
 mod files;
 mod hostname;
 mod ipc;
@@ -43,6 +44,7 @@ use nix::errno::Errno;
 pub use compare::{
     Difference, Occasion, Severity, TOLERATED_REMAINS, Tolerance, ToleratedRemain, compare, tolerated_remains,
 };
+pub use exposure::exposed_copies;
 pub use resolv_conf::PATH as RESOLV_CONF;
 pub use resolver::ResolvConf;
 pub use sysctl::NOT_SETTINGS;

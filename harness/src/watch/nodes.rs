@@ -31,6 +31,8 @@ pub(super) enum Seen {
 pub(super) struct Nodes {
     named: HashMap<OsString, File>,
     moving: HashMap<u32, File>,
+    /// The rename that took the file itself away.
+    left: Option<u32>,
     /// Device and inode that the last notification of a rename found.
     last: Option<(u64, u64)>,
 }
@@ -43,8 +45,16 @@ impl Nodes {
     }
 
     /// A notification about another name of the folder.
-    pub(super) fn beside(&mut self, folder: &Path, name: &OsStr, mask: EventMask, cookie: u32) {
-        if mask.contains(EventMask::MOVED_FROM) {
+    pub(super) fn beside(&mut self, path: &Path, name: &OsStr, mask: EventMask, cookie: u32) {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        if mask.contains(EventMask::MOVED_TO) && self.left == Some(cookie) {
+            // Two files were exchanged (renameat2(2), RENAME_EXCHANGE): by that name there was the new one before, and the
+            // old one since. A handle that was opened too late is of the old one.
+            let new = node_of(path);
+            if self.named.get(name).is_some_and(|node| identity(node) != new) {
+                self.named.remove(name);
+            }
+        } else if mask.contains(EventMask::MOVED_FROM) {
             if let Some(node) = self.named.remove(name) {
                 if self.moving.len() >= MOST {
                     self.moving.clear();
@@ -65,11 +75,12 @@ impl Nodes {
     pub(super) fn itself(&mut self, path: &Path, mask: EventMask, cookie: u32) -> io::Result<Seen> {
         if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
             self.last = None;
+            self.left = mask.contains(EventMask::MOVED_FROM).then_some(cookie);
         }
         if !mask.contains(EventMask::MOVED_TO) {
             return Ok(Seen::Now);
         }
-        let now = fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let now = node_of(path);
         let Some(node) = self.moving.remove(&cookie) else {
             let lost = now.is_some() && now == self.last;
             self.last = now;
@@ -84,6 +95,15 @@ impl Nodes {
         }
         Ok(Seen::Late(read(path, &node, &metadata)?))
     }
+}
+
+/// Device and inode of what has this name.
+fn node_of(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn identity(node: &File) -> Option<(u64, u64)> {
+    node.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// A handle of the node: of a symbolic link the link itself (open(2), O_PATH), of anything else one that can be read.
@@ -130,7 +150,7 @@ mod tests {
         fn create(&mut self, name: &str, told: bool) {
             fs::write(self.path(name), name).expect("a file");
             if told {
-                self.nodes.beside(self.folder.path(), name.as_ref(), EventMask::CREATE, 0);
+                self.nodes.beside(&self.path("resolv.conf"), name.as_ref(), EventMask::CREATE, 0);
             }
         }
 
@@ -139,7 +159,7 @@ mod tests {
         }
 
         fn told(&mut self, name: &str, cookie: u32) -> Seen {
-            self.nodes.beside(self.folder.path(), name.as_ref(), EventMask::MOVED_FROM, cookie);
+            self.nodes.beside(&self.path("resolv.conf"), name.as_ref(), EventMask::MOVED_FROM, cookie);
             self.nodes.itself(&self.path("resolv.conf"), EventMask::MOVED_TO, cookie).expect("readable")
         }
     }
@@ -185,11 +205,29 @@ mod tests {
     fn a_symbolic_link_is_held_too() {
         let mut folder = Folder::new();
         std::os::unix::fs::symlink("elsewhere", folder.path("one")).expect("a link");
-        folder.nodes.beside(&folder.path(""), "one".as_ref(), EventMask::CREATE, 0);
+        folder.nodes.beside(&folder.path("resolv.conf"), "one".as_ref(), EventMask::CREATE, 0);
         folder.create("two", true);
         folder.rename("one");
         folder.rename("two");
         let Seen::Late(version) = folder.told("one", 1) else { panic!("it is not there any more") };
         assert_eq!(version.content, "symlink elsewhere\n(nothing to read)\n");
+    }
+
+    #[test]
+    fn an_exchange_that_is_noticed_late_is_no_version_of_its_own() {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        for told in [true, false] {
+            let mut folder = Folder::new();
+            folder.create("resolv.conf", false);
+            folder.create("new", told);
+            let (own, new) = (folder.path("resolv.conf"), folder.path("new"));
+            renameat2(AT_FDCWD, &new, AT_FDCWD, &own, RenameFlags::RENAME_EXCHANGE).expect("exchanged");
+            if !told {
+                folder.nodes.beside(&own, "new".as_ref(), EventMask::CREATE, 0);
+            }
+            assert!(matches!(folder.nodes.itself(&own, EventMask::MOVED_FROM, 7), Ok(Seen::Now)));
+            folder.nodes.beside(&own, "new".as_ref(), EventMask::MOVED_TO, 7);
+            assert!(matches!(folder.told("new", 8), Seen::Now), "{told}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Versions of the resolver file: noticed by inotify on its folder and on the folders of what it leads to, read at once.
 
 use super::{
-    Tampering, WatchError,
+    Changes, Tampering, WatchError,
     nodes::{Nodes, Seen},
     tamper::Outsider,
     version::Version,
@@ -30,7 +30,11 @@ pub struct ResolverFile {
 
 /// What is listened for: a name in a watched folder.
 #[derive(Debug, Default)]
-struct Names(HashSet<(WatchDescriptor, OsString)>);
+struct Names {
+    all: HashSet<(WatchDescriptor, OsString)>,
+    /// The file itself.
+    first: Option<(WatchDescriptor, OsString)>,
+}
 
 impl ResolverFile {
     /// Starts listening.
@@ -52,6 +56,7 @@ impl ResolverFile {
         self,
         recorder: Recorder,
         tell: watch::Sender<Version>,
+        counted: watch::Sender<Changes>,
         mut tamperings: mpsc::UnboundedReceiver<Tampering>,
     ) {
         let Self { path, inotify, mut names } = self;
@@ -79,6 +84,7 @@ impl ResolverFile {
                     changed: version.changed,
                 },
             );
+            counted.send_modify(|changes| changes.versions += 1);
             version
         };
         let trouble = |problem: String| {
@@ -99,10 +105,11 @@ impl ResolverFile {
             }
             let Some(name) = &event.name else { return };
             if !names.mean(&event.wd, name) {
-                nodes.beside(folder_of(&path), name, event.mask, event.cookie);
+                nodes.beside(&path, name, event.mask, event.cookie);
                 return;
             }
-            if path.file_name() == Some(name) {
+            let own_node = names.is_first(&event.wd, name);
+            if own_node {
                 match nodes.itself(&path, event.mask, event.cookie) {
                     Ok(Seen::Now) => {}
                     Ok(Seen::Late(version)) => {
@@ -116,7 +123,9 @@ impl ResolverFile {
                     Err(error) => trouble(format!("failed to read a version of {}: {error}", path.display())),
                 }
             }
-            read(cause(event.mask), own);
+            // What a link leads to is another node, which a subject may do with as it likes once nobody is led there.
+            let cause = cause(event.mask);
+            read(&if own_node { cause.to_owned() } else { format!("target {cause}") }, own);
             match names.follow_links(&mut watches, &path) {
                 Ok(false) => {}
                 // What happened before the folder was watched is seen now.
@@ -176,7 +185,11 @@ impl Names {
             let folder = folder_of(path);
             let name = path.file_name().unwrap_or_default();
             match watches.add(folder, mask()) {
-                Ok(watch) => return Ok(self.0.insert((watch, name.to_owned()))),
+                Ok(watch) => {
+                    let listened = (watch, name.to_owned());
+                    self.first.get_or_insert_with(|| listened.clone());
+                    return Ok(self.all.insert(listened));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && folder.parent().is_some() => path = folder,
                 Err(error) => return Err(error),
             }
@@ -185,7 +198,12 @@ impl Names {
 
     /// Whether a notification is about one of them.
     fn mean(&self, watch: &WatchDescriptor, name: &OsStr) -> bool {
-        self.0.contains(&(watch.clone(), name.to_owned()))
+        self.all.contains(&(watch.clone(), name.to_owned()))
+    }
+
+    /// Whether a notification is about the file itself and not about what it leads to.
+    fn is_first(&self, watch: &WatchDescriptor, name: &OsStr) -> bool {
+        self.first.as_ref().is_some_and(|(first, own)| first == watch && own == name)
     }
 }
 

@@ -211,6 +211,8 @@ pub enum Bind {
     Device(String),
     /// A source address.
     Source(IpAddr),
+    /// A source address and port.
+    Address(SocketAddr),
 }
 
 /// How a crafted datagram is packed.
