@@ -104,7 +104,7 @@ pub enum Binding {
     Device,
     /// The uplink's address.
     Source,
-    /// The uplink's address and port 53, as answers of a resolver come from.
+    /// The uplink, and port 53, as answers of a resolver come from.
     Port53,
     /// The tunnel's interface.
     Tunnel,
@@ -263,7 +263,7 @@ impl Kind {
             (Binding::Device, _) => Bind::Device(if self.who == Who::Guest { "eth0" } else { UPLINK }.into()),
             (Binding::Source, IpAddr::V4(_)) => Bind::Source(CLIENT_V4.into()),
             (Binding::Source, IpAddr::V6(_)) => Bind::Source(CLIENT_V6.into()),
-            (Binding::Port53, _) => Bind::Address(SocketAddr::new(CLIENT_V4.into(), 53)),
+            (Binding::Port53, _) => Bind::Address(UPLINK.into(), SocketAddr::new(CLIENT_V4.into(), 53)),
             (Binding::Tunnel, _) => Bind::Device(CLIENT_TUNNEL.into()),
         };
         let via = match &self.how {
@@ -311,7 +311,7 @@ impl Binding {
             Binding::Free => "",
             Binding::Device => ", bound to the uplink",
             Binding::Source => ", bound to the uplink's address",
-            Binding::Port53 => ", from port 53",
+            Binding::Port53 => ", bound to the uplink, from port 53",
             Binding::Tunnel => ", bound to the tunnel",
         }
     }

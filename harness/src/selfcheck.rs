@@ -178,7 +178,7 @@ async fn smoke_subject(
     let violation = events.iter().find_map(|event| match event {
         SubjectEvent::Violation(what) => Some(what.clone()),
         SubjectEvent::Ended(how) => Some(format!("its process ended: {how:?}")),
-        SubjectEvent::State(_) => None,
+        SubjectEvent::State(_) | SubjectEvent::Answered => None,
     });
     let words = |text: String| {
         let mut said = String::new();

@@ -56,7 +56,12 @@ pub(super) fn bind_to(socket: &Socket, bind: &Bind) -> Result<(), String> {
             socket.bind_device(Some(name.as_bytes())).map_err(|error| format!("bind to device {name}: {error}"))
         }
         Bind::Source(address) => bind_address(socket, SocketAddr::new(*address, 0)),
-        Bind::Address(address) => bind_address(socket, *address),
+        Bind::Address(name, address) => {
+            bind_to(socket, &Bind::Device(name.clone()))?;
+            // A socket of an earlier attempt that is kept for late answers may have the port still.
+            socket.set_reuse_address(true).map_err(|error| format!("share {address}: {error}"))?;
+            bind_address(socket, *address)
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Known {
     pub(super) state: Option<State>,
     /// Whether its process ended.
     pub(super) ended: bool,
+    /// Whether it was started again and has not answered `initialize` yet: it has nothing to report before.
+    pub(super) initializing: bool,
 }
 
 /// A running case.
@@ -344,6 +346,10 @@ impl Engine {
             (self.recorder.clone(), self.markers.clone(), self.known.clone(), self.expected_end.clone());
         Arc::new(move |event| match event {
             SubjectEvent::State(state) => {
+                if known.borrow().initializing {
+                    let what = format!("state_changed '{state:?}' before the answer to initialize");
+                    recorder.record(Event::Violation { what });
+                }
                 // A repeated notification is no transition.
                 if known.borrow().state != Some(state) {
                     recorder.record(Event::State { state });
@@ -353,6 +359,11 @@ impl Engine {
                     known.notifications += 1;
                     known.state = Some(state);
                 });
+            }
+            SubjectEvent::Answered => {
+                if known.borrow().initializing {
+                    known.send_modify(|known| known.initializing = false);
+                }
             }
             SubjectEvent::Violation(what) => {
                 recorder.record(Event::Violation { what });

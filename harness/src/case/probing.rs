@@ -11,7 +11,7 @@ use crate::{
     },
     history::{Cause, Event, PlannedProbe},
     judge::approved,
-    probe::{Identity, Kind, Present, catalogue},
+    probe::{How, Identity, Kind, Present, catalogue},
     snapshot,
     testbed::plan::*,
 };
@@ -308,7 +308,10 @@ impl Engine {
 /// Relay and API take DNS and never answer it: only a refusal could come.
 fn answer_ms(kind: &Kind) -> u64 {
     let silent = [RELAY_V4.into(), API.ip()];
-    let nobody = |server: SocketAddr| silent.contains(&server.ip()) || !matches!(server.port(), 53 | 853);
+    // Port 853 is answered over TLS alone.
+    let quic = |port| port == 853 && matches!(kind.how, How::Udp(..));
+    let nobody =
+        |server: SocketAddr| silent.contains(&server.ip()) || !matches!(server.port(), 53 | 853) || quic(server.port());
     if kind.server().is_some_and(nobody) { SILENT_MS } else { ANSWER_MS }
 }
 

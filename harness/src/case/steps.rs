@@ -271,6 +271,7 @@ impl Engine {
         let params =
             InitializeParams { protocol: PROTOCOL_VERSION, state_dir: STATE_DIR.into(), uplink: UPLINK.into() };
         let before = self.known.borrow().notifications;
+        self.known.send_modify(|known| known.initializing = !first);
         let answer = self.call(method::INITIALIZE, serde_json::to_value(&params).expect("plain"), ANSWER).await;
         let initialized: InitializeResult = match answer.map(serde_json::from_value) {
             Ok(Ok(initialized)) => initialized,

@@ -457,8 +457,9 @@ fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step
     };
     let here = at(0).is_some_and(wants_error) || at(1).is_some_and(wants_error);
     let killed = matches!(at(0), Some(Step::Fault(Fault::Kill)));
-    // A call that another one overtook may say so.
-    let overtaken = method == "connect" && steps.iter().any(|step| matches!(step, Step::Send(_)));
+    // A call that another one overtook may say so; `connect` may be answered as late as when it is done.
+    let asked = matches!(at(0), Some(Step::Connect(_)));
+    let overtaken = method == "connect" && (!asked || steps.iter().any(|step| matches!(step, Step::Send(_))));
     here || killed || overtaken || matches!(interval.life, Life::Dead | Life::Stopped)
 }
 

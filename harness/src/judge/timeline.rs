@@ -347,18 +347,13 @@ impl<'a> Walk<'a> {
                         self.policies = vec![Policy::of(state, self.settings.as_ref())];
                     }
                 }
-                Event::Request { method, .. } => match method.as_str() {
-                    "connect" => {
-                        self.asked_to_connect = true;
-                        self.heading = vec![State::Connecting, State::Connected];
+                Event::Request { method, .. } => {
+                    self.asked_to_connect |= method == "connect";
+                    self.openings += usize::from(method == "disconnect");
+                    if let Some(states) = heading_of(method) {
+                        self.heading = states;
                     }
-                    "disconnect" => {
-                        self.openings += 1;
-                        self.heading = vec![State::Disconnecting, State::Disconnected];
-                    }
-                    "block" => self.heading = vec![State::Error],
-                    _ => {}
-                },
+                }
                 Event::Answer { method, error: None, .. } if method == "disconnect" && self.untold => {
                     self.untold = false;
                     self.state = Some(State::Disconnected);
@@ -386,12 +381,18 @@ impl<'a> Walk<'a> {
             .map(|barrier| (barrier.t, matches!(barrier.cause, Cause::Step { .. })))
             .unwrap_or_default();
         let mut openings = self.openings;
+        let mut heading = self.heading.clone();
         let mut policies = Vec::new();
         for target in &self.barriers[index + 1..] {
             for record in &records[taken..target.at] {
                 match &record.event {
                     Event::Settings(new) => settings = Some(new.clone()),
-                    Event::Request { method, .. } if method == "disconnect" => openings += 1,
+                    Event::Request { method, .. } => {
+                        openings += usize::from(method == "disconnect");
+                        if let Some(states) = heading_of(method) {
+                            heading = states;
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -400,22 +401,17 @@ impl<'a> Walk<'a> {
                 Cause::Step { .. } | Cause::Start => break,
                 Cause::State { state } | Cause::Restarted { state } => *state,
                 Cause::Ended if self.ending => State::Disconnected,
+                Cause::Ended => {
+                    // What a call had begun may be in force already, or come into force by a helper that outlives it.
+                    let from = self.transition_start(since_of(previous), target.t);
+                    policies.extend(
+                        heading.drain(..).map(|state| (from, self.reported(state, openings, settings.as_ref()))),
+                    );
+                    continue;
+                }
                 _ => continue,
             };
-            // A step is told before it begins; a notification is noticed after it was sent.
-            let since = if previous.1 { previous.0 } else { previous.0.saturating_sub(NOTICE) };
-            let first_change = records.iter().find(|record| {
-                record.t >= since
-                    && record.t <= target.t
-                    && matches!(
-                        record.event,
-                        Event::Generation { .. } | Event::Network { .. } | Event::File { by_harness: false, .. }
-                    )
-            });
-            let from = match first_change {
-                Some(change) => change.t.saturating_sub(NOTICE).max(since).max(target.t.saturating_sub(TRANSITION)),
-                None => target.t.saturating_sub(NOTICE).max(since),
-            };
+            let from = self.transition_start(since_of(previous), target.t);
             policies.push((from, self.reported(state, openings, settings.as_ref())));
             if state == State::Disconnected {
                 openings = openings.saturating_sub(1);
@@ -426,5 +422,36 @@ impl<'a> Walk<'a> {
             }
         }
         policies
+    }
+
+    /// When a transition that was over at `end` began: with the first configuration event after `since`.
+    fn transition_start(&self, since: u64, end: u64) -> u64 {
+        let first_change = self.recording.records.iter().find(|record| {
+            record.t >= since
+                && record.t <= end
+                && matches!(
+                    record.event,
+                    Event::Generation { .. } | Event::Network { .. } | Event::File { by_harness: false, .. }
+                )
+        });
+        match first_change {
+            Some(change) => change.t.saturating_sub(NOTICE).max(since).max(end.saturating_sub(TRANSITION)),
+            None => end.saturating_sub(NOTICE).max(since),
+        }
+    }
+}
+
+/// A step is told before it begins; a notification is noticed after it was sent.
+fn since_of((told, by_step): (u64, bool)) -> u64 {
+    if by_step { told } else { told.saturating_sub(NOTICE) }
+}
+
+/// The states that a call leads through.
+fn heading_of(method: &str) -> Option<Vec<State>> {
+    match method {
+        "connect" => Some(vec![State::Connecting, State::Connected]),
+        "disconnect" => Some(vec![State::Disconnecting, State::Disconnected]),
+        "block" => Some(vec![State::Error]),
+        _ => None,
     }
 }

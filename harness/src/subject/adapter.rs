@@ -28,6 +28,8 @@ use watertight_protocol::{
 pub enum SubjectEvent {
     /// It reported a state.
     State(State),
+    /// It answered a call.
+    Answered,
     /// It broke the protocol; its process was killed.
     Violation(String),
     /// Its process ended.
@@ -268,6 +270,10 @@ fn handle_line(line: &[u8], answers: &Answers, on_event: &OnEvent) -> Result<(),
     }
     let id = message.id.unwrap_or(Value::Null);
     let waiting = id.as_u64().and_then(|id| answers.lock().expect("no holder panics").remove(&id));
+    if waiting.is_some() {
+        // In the order of the lines: the caller hears of it later.
+        on_event(SubjectEvent::Answered);
+    }
     match (waiting, message.result, message.error) {
         (None, ..) => Err(format!("an answer to nothing: {}", shown())),
         (Some(tell), _, Some(error)) => {

@@ -211,8 +211,8 @@ pub enum Bind {
     Device(String),
     /// A source address.
     Source(IpAddr),
-    /// A source address and port.
-    Address(SocketAddr),
+    /// An interface, and a source address and port.
+    Address(String, SocketAddr),
 }
 
 /// How a crafted datagram is packed.
