@@ -43,13 +43,19 @@ impl Bundle {
         )
     }
 
-    /// The result of its only case.
+    /// What the smoke check before the case found, where it found something.
+    pub fn smoke(&self) -> Option<CaseResult> {
+        self.report().results.into_iter().find(|result| result.scenario == "smoke")
+    }
+
+    /// The result of its only case, beside the smoke check's.
     ///
     /// # Panics
     ///
     /// If it has more or less than one.
     pub fn only_result(&self) -> CaseResult {
         let mut results = self.report().results;
+        results.retain(|result| result.scenario != "smoke");
         assert_eq!(results.len(), 1, "one case was to be run:\n{}", self.ran.said);
         results.remove(0)
     }

@@ -18,6 +18,8 @@ fn failed_with(script: &str, words: &[&str]) {
     for words in words {
         assert!(bundle.ran.said.contains(words), "expected '{words}' in\n{}", bundle.ran.said);
     }
+    let smoke = bundle.smoke().expect("the smoke check before the scenario refuses it too");
+    assert_eq!((smoke.case.as_str(), smoke.verdict.as_str()), ("protocol", "FAILED"), "{}", smoke.reason);
     let history = fs::read_to_string(bundle.cases()[0].join("history.jsonl")).expect("the case has a history");
     assert!(history.contains(r#""kind":"snapshot","folder":"after""#), "the last comparison was made");
 }
