@@ -135,8 +135,8 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     terminal::matrix(&verdicts);
     terminal::requirements(&verdicts);
     println!(
-        "\n{} cases in {:.1} s, seed {seed}\nbundle: {}",
-        cases,
+        "\n{cases} case{} in {:.1} s, seed {seed}\nbundle: {}",
+        if cases == 1 { "" } else { "s" },
         started.elapsed().as_secs_f64(),
         bundle.display()
     );

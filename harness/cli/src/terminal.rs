@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::IsTerminal};
 use watertight::{
-    judge::{CaseVerdict, Verdict},
+    judge::{CaseVerdict, SMOKE_FILE, Verdict},
     spec,
 };
 
@@ -77,7 +77,7 @@ pub fn requirements(verdicts: &[CaseVerdict]) {
     let good = worst.values().filter(|(verdict, _)| *verdict == Verdict::Pass).count();
     println!("\n{good} of {} requirements pass", worst.len());
     for (id, (verdict, cases)) in worst.iter().filter(|(_, (verdict, _))| *verdict != Verdict::Pass) {
-        println!("  {} {id} in {cases} cases", pad(*verdict));
+        println!("  {} {id} in {cases} case{}", pad(*verdict), if *cases == 1 { "" } else { "s" });
     }
 }
 
@@ -110,7 +110,13 @@ pub fn findings(verdicts: &[CaseVerdict], bundle: &std::path::Path) {
                     folder.join(format!("{}.pcapng", evidence.link)).display(),
                     evidence.frame + 1
                 ),
-                None => println!("  evidence     {}", folder.join("history.jsonl").display()),
+                None => {
+                    let file = [SMOKE_FILE, "history.jsonl"]
+                        .map(|name| folder.join(name))
+                        .into_iter()
+                        .find(|file| file.is_file());
+                    println!("  evidence     {}", file.unwrap_or(folder).display());
+                }
             }
             for line in finding.detail.iter().flat_map(|detail| detail.lines()).take(12) {
                 println!("    {line}");
