@@ -31,13 +31,16 @@ pub(super) enum Seen {
 pub(super) struct Nodes {
     named: HashMap<OsString, File>,
     moving: HashMap<u32, File>,
-    /// The rename that took the file itself away.
-    left: Option<u32>,
-    /// Device and inode that the last notification of a rename found.
+    /// Device and inode of the file by the last notification of a rename; before the first, of the file that was there.
     last: Option<(u64, u64)>,
 }
 
 impl Nodes {
+    /// For a file that may be there already.
+    pub(super) fn beside_of(path: &Path) -> Self {
+        Self { last: node_of(path), ..Self::default() }
+    }
+
     /// A node that this process made: the kernel may tell of it when it is gone.
     pub(super) fn made(&mut self, path: &Path) -> io::Result<()> {
         self.named.insert(path.file_name().unwrap_or_default().to_owned(), hold(path)?);
@@ -47,14 +50,7 @@ impl Nodes {
     /// A notification about another name of the folder.
     pub(super) fn beside(&mut self, path: &Path, name: &OsStr, mask: EventMask, cookie: u32) {
         let folder = path.parent().unwrap_or(Path::new("/"));
-        if mask.contains(EventMask::MOVED_TO) && self.left == Some(cookie) {
-            // Two files were exchanged (renameat2(2), RENAME_EXCHANGE): by that name there was the new one before, and the
-            // old one since. A handle that was opened too late is of the old one.
-            let new = node_of(path);
-            if self.named.get(name).is_some_and(|node| identity(node) != new) {
-                self.named.remove(name);
-            }
-        } else if mask.contains(EventMask::MOVED_FROM) {
+        if mask.contains(EventMask::MOVED_FROM) {
             if let Some(node) = self.named.remove(name) {
                 if self.moving.len() >= MOST {
                     self.moving.clear();
@@ -73,25 +69,29 @@ impl Nodes {
 
     /// A notification about the file itself.
     pub(super) fn itself(&mut self, path: &Path, mask: EventMask, cookie: u32) -> io::Result<Seen> {
-        if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
+        let now = node_of(path);
+        // An exchange of two files (renameat2(2), RENAME_EXCHANGE) takes the old one away and leaves no gap.
+        if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) && now.is_none() {
             self.last = None;
-            self.left = mask.contains(EventMask::MOVED_FROM).then_some(cookie);
         }
         if !mask.contains(EventMask::MOVED_TO) {
             return Ok(Seen::Now);
         }
-        let now = node_of(path);
-        let Some(node) = self.moving.remove(&cookie) else {
-            let lost = now.is_some() && now == self.last;
+        let node = self.moving.remove(&cookie);
+        if now.is_some() && now == self.last {
+            // Read by an earlier notification, whose own version was not there any more.
+            return Ok(Seen::Lost);
+        }
+        // A handle of the file that was there before was opened when the two had been exchanged already: it is none.
+        let node = node.filter(|node| identity(node) != self.last);
+        let Some(node) = node else {
             self.last = now;
-            return Ok(if lost { Seen::Lost } else { Seen::Now });
+            return Ok(Seen::Now);
         };
         let metadata = node.metadata()?;
-        let own = Some((metadata.dev(), metadata.ino()));
-        let before = std::mem::replace(&mut self.last, own);
-        if own == now {
-            // Read by an earlier notification, whose own version was not there any more.
-            return Ok(if own == before { Seen::Lost } else { Seen::Now });
+        self.last = identity(&node);
+        if self.last == now {
+            return Ok(Seen::Now);
         }
         Ok(Seen::Late(read(path, &node, &metadata)?))
     }
@@ -214,20 +214,44 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_that_is_noticed_late_is_no_version_of_its_own() {
+    fn exchanged_files_are_told_apart_however_late() {
         use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
         for told in [true, false] {
             let mut folder = Folder::new();
             folder.create("resolv.conf", false);
-            folder.create("new", told);
-            let (own, new) = (folder.path("resolv.conf"), folder.path("new"));
-            renameat2(AT_FDCWD, &new, AT_FDCWD, &own, RenameFlags::RENAME_EXCHANGE).expect("exchanged");
-            if !told {
-                folder.nodes.beside(&own, "new".as_ref(), EventMask::CREATE, 0);
+            let own = folder.path("resolv.conf");
+            folder.nodes = Nodes::beside_of(&own);
+            let exchange = |folder: &Folder, name: &str| {
+                renameat2(AT_FDCWD, &folder.path(name), AT_FDCWD, &own, RenameFlags::RENAME_EXCHANGE)
+                    .expect("exchanged");
+            };
+            // In the order in which the kernel tells: the new file comes, then the old one goes.
+            let tell = |folder: &mut Folder, name: &str, cookie| {
+                if !told {
+                    folder.nodes.beside(&own, name.as_ref(), EventMask::CREATE, 0);
+                }
+                let seen = folder.told(name, cookie);
+                assert!(matches!(folder.nodes.itself(&own, EventMask::MOVED_FROM, cookie + 1), Ok(Seen::Now)));
+                folder.nodes.beside(&own, name.as_ref(), EventMask::MOVED_TO, cookie + 1);
+                folder.nodes.beside(&own, name.as_ref(), EventMask::DELETE, 0);
+                seen
+            };
+            folder.create("one", told);
+            exchange(&folder, "one");
+            assert!(matches!(tell(&mut folder, "one", 1), Seen::Now), "{told}");
+            // Twice before anybody looks.
+            folder.create("two", told);
+            exchange(&folder, "two");
+            folder.create("three", told);
+            exchange(&folder, "three");
+            let (two, three) = (tell(&mut folder, "two", 3), tell(&mut folder, "three", 5));
+            match told {
+                true => assert!(
+                    matches!((&two, &three), (Seen::Late(version), Seen::Now) if version.content.ends_with("two")),
+                    "{two:?} {three:?}"
+                ),
+                false => assert!(matches!((&two, &three), (Seen::Now, Seen::Lost)), "{two:?} {three:?}"),
             }
-            assert!(matches!(folder.nodes.itself(&own, EventMask::MOVED_FROM, 7), Ok(Seen::Now)));
-            folder.nodes.beside(&own, "new".as_ref(), EventMask::MOVED_TO, 7);
-            assert!(matches!(folder.told("new", 8), Seen::Now), "{told}");
         }
     }
 }

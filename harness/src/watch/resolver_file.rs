@@ -71,7 +71,7 @@ impl ResolverFile {
         // Versions that the harness itself made, by hash: the kernel tells of them like of any other.
         let mut own: Vec<String> = Vec::new();
         let mut outsider = Outsider::default();
-        let mut nodes = Nodes::default();
+        let mut nodes = Nodes::beside_of(&path);
         let record = |t: u64, cause: &str, version: Version, own: &[String]| {
             recorder.record_at(
                 t,
