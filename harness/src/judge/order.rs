@@ -358,6 +358,11 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
         let held = interval.life == Life::Running
             && interval.in_step
             && matches!(interval.state, Some(State::Connected | State::Connecting))
+            // Requests that were sent without waiting may have it disconnected on the way.
+            && interval
+                .policies_at(version.record.t)
+                .iter()
+                .all(|policy| matches!(policy.mode, Mode::Connected | Mode::Connecting))
             && interval
                 .step
                 .and_then(|index| steps.get(index))

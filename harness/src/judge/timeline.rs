@@ -319,10 +319,8 @@ impl<'a> Walk<'a> {
     }
 
     fn begin_step(&mut self, index: usize) {
-        let steps = &self.recording.header.definition.steps;
         // What was sent without waiting may still be carried out in the next step.
-        if !index.checked_sub(1).and_then(|before| steps.get(before)).is_some_and(|step| matches!(step, Step::Send(_)))
-        {
+        if !self.follows_a_send(index) {
             self.openings = 0;
         }
         match self.recording.header.definition.steps.get(index) {
@@ -398,6 +396,8 @@ impl<'a> Walk<'a> {
             }
             taken = target.at;
             let state = match &target.cause {
+                // What was sent without waiting may be reported in the next step, and in force before it begins.
+                Cause::Step { index } if self.follows_a_send(*index) => continue,
                 Cause::Step { .. } | Cause::Start => break,
                 Cause::State { state } | Cause::Restarted { state } => *state,
                 Cause::Ended if self.ending => State::Disconnected,
@@ -422,6 +422,13 @@ impl<'a> Walk<'a> {
             }
         }
         policies
+    }
+
+    /// Whether the step before this one sent a request and did not wait, or waited for a part of what it leads to.
+    fn follows_a_send(&self, index: usize) -> bool {
+        let steps = &self.recording.header.definition.steps;
+        let before = index.checked_sub(1).and_then(|before| steps.get(before));
+        before.is_some_and(|step| matches!(step, Step::Send(_) | Step::Await(_)))
     }
 
     /// When a transition that was over at `end` began: with the first configuration event after `since`.
