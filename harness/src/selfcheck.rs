@@ -152,8 +152,7 @@ async fn smoke_subject(
     command: SubjectCommand,
     isolation: Isolation,
 ) -> Result<Result<String, String>, Box<dyn Error>> {
-    let client = Client::start(isolation.rootless)?;
-    let topology = Topology::build(&client, false).await?;
+    let (client, topology) = Topology::build(isolation.rootless, false).await?;
     topology.start().await?;
     prepare_client(&topology.client, Original::Plain).await?;
     let events: Arc<Mutex<Vec<SubjectEvent>>> = Arc::default();

@@ -116,8 +116,7 @@ impl Engine {
             .rootless
             .then(|| "the user namespace has one user: probes of an ordinary user cannot be made here, and every file has the same owner".to_owned());
         recorder.record(Event::Case(header(&plan, no_user.clone())));
-        let client = Client::start(isolation.rootless)?;
-        let topology = Topology::build(&client, plan.definition.testbed.guest).await?;
+        let (client, topology) = Topology::build(isolation.rootless, plan.definition.testbed.guest).await?;
         let late = plan.sabotage == Some(Sabotage::LateCapture);
         if late {
             topology.start().await?;
@@ -162,7 +161,7 @@ impl Engine {
             None => None,
         };
         let lan = start_agent_beside(&topology.router).await?;
-        let watch = Watch::start(client.node("watch")?, recorder.clone(), RESOLV_CONF.into()).await?;
+        let watch = Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into()).await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
         if let Some(user) = &user {
             ignore_pids.push(user.client.ping().await?.0);

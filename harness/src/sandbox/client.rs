@@ -76,7 +76,7 @@ impl Client {
     }
 
     /// A thread inside the machine's mount, network, UTS and IPC namespaces. It sees the machine's files and /proc.
-    pub fn node(&self, name: &str) -> Result<Node, SandboxError> {
+    pub async fn node(&self, name: &str) -> Result<Node, SandboxError> {
         let pid = self.init;
         Node::start(name, move || {
             unshare(CloneFlags::CLONE_FS)
@@ -84,6 +84,7 @@ impl Client {
                 .map_err(SandboxError::system("unshare the folder state"))?;
             join(pid, &["net", "uts", "ipc", "mnt"])
         })
+        .await
     }
 
     /// The tmpfs that holds everything written to the private root, as a path inside the machine: `upper`, `run`,

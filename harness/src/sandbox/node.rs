@@ -21,21 +21,22 @@ pub struct Node {
 
 impl Node {
     /// Starts a node in a network namespace of its own.
-    pub fn new(name: &str) -> Result<Self, SandboxError> {
+    pub async fn new(name: &str) -> Result<Self, SandboxError> {
         Self::start(name, || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
                 .map_err(super::io_error)
                 .map_err(|source| SandboxError::Namespaces { what: "network", hint: "CAP_SYS_ADMIN is needed", source })
         })
+        .await
     }
 
     /// Starts a node whose thread first does `enter`, which moves it where it belongs.
-    pub fn start(
+    pub async fn start(
         name: &str,
         enter: impl FnOnce() -> Result<(), SandboxError> + Send + 'static,
     ) -> Result<Self, SandboxError> {
         let (work, mut queue) = mpsc::unbounded_channel::<Work>();
-        let (entered, has_entered) = std::sync::mpsc::sync_channel(1);
+        let (entered, has_entered) = oneshot::channel();
         let thread = thread::Builder::new()
             .name(name.into())
             .spawn(move || {
@@ -56,7 +57,7 @@ impl Node {
                 });
             })
             .map_err(SandboxError::system("start a thread"))?;
-        has_entered.recv().map_err(|_| SandboxError::NodeGone(name.into()))??;
+        has_entered.await.map_err(|_| SandboxError::NodeGone(name.into()))??;
         Ok(Self { name: name.into(), work: Some(work), thread: Some(thread) })
     }
 
