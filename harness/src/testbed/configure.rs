@@ -133,7 +133,8 @@ impl Hop {
 
 /// An interface's index in the calling thread's network namespace (if_nametoindex(3)).
 fn index_of(interface: &str) -> Result<u32, nlink::Error> {
-    nix::net::if_::if_nametoindex(interface).map_err(|errno| nlink::Error::from_errno_with_context(errno as i32, "if_nametoindex"))
+    nix::net::if_::if_nametoindex(interface)
+        .map_err(|errno| nlink::Error::from_errno_with_context(errno as i32, "if_nametoindex"))
 }
 
 /// A node whose namespace is calm (no address detection, no autoconfiguration), with loopback.
