@@ -2,7 +2,7 @@
 //! before [`Topology::start`] see every frame from the link's very first.
 
 use super::{
-    configure::{FORWARD, Wanted, prepared, sysctl, v4, v6, veth},
+    configure::{FORWARD, Wanted, prepared, settled, sysctl, v4, v6, veth},
     plan::*,
 };
 use crate::sandbox::{Client, Node, SandboxError};
@@ -200,8 +200,11 @@ impl Topology {
         )?;
         client.apply(&self.client, "client").await?;
         match guest {
-            Some((node, wanted)) => wanted.apply(node, "guest").await,
-            None => Ok(()),
+            Some((node, wanted)) => {
+                wanted.apply(node, "guest").await?;
+                settled(&self.client, "client", &[UPLINK, GUEST.near]).await
+            }
+            None => settled(&self.client, "client", &[UPLINK]).await,
         }
     }
 
