@@ -1,7 +1,10 @@
 //! What a node is to have: kernel settings, links, interfaces that are up, addresses, routes. One conversation with the
 //! kernel for each node, so that a case's network is there in milliseconds.
 
-use super::topology::{Link, TopologyError};
+use super::{
+    plan::LAN_LINK_LOCAL,
+    topology::{Link, TopologyError},
+};
 use crate::sandbox::{Node, SandboxError};
 use futures::StreamExt;
 use nlink::{
@@ -134,9 +137,9 @@ impl Hop {
     }
 }
 
-/// Waits until interfaces have the link-local addresses that the kernel gives them, so that none appears after the first
-/// snapshot. That is when the kernel's link watch has seen the carrier: up to a second after both ends are up, or, since
-/// Linux 6.9, when somebody asks about the link.
+/// Waits until interfaces have the link-local addresses that the kernel gives them: only then does IPv6 work on them, and none
+/// appears after the first snapshot. That is when the kernel's link watch has seen the carrier: up to a second after both
+/// ends are up, or, since Linux 6.9, when somebody asks about the link.
 pub(super) async fn settled(node: &Node, name: &'static str, interfaces: &[&'static str]) -> Result<(), TopologyError> {
     const DEADLINE: Duration = Duration::from_secs(10);
     let interfaces = interfaces.to_vec();
@@ -158,7 +161,8 @@ pub(super) async fn settled(node: &Node, name: &'static str, interfaces: &[&'sta
                 connection.get_link_by_index(*index).await.map_err(failed)?;
             }
             for address in connection.get_addresses().await.map_err(failed)? {
-                if matches!(address.address(), Some(IpAddr::V6(v6)) if v6.is_unicast_link_local()) {
+                let from_kernel = |v6: &Ipv6Addr| v6.is_unicast_link_local() && *v6 != LAN_LINK_LOCAL;
+                if matches!(address.address(), Some(IpAddr::V6(v6)) if from_kernel(v6)) {
                     missing.retain(|index| *index != address.ifindex());
                 }
             }
