@@ -88,7 +88,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         // The library starts the program again for the client machine's first process.
-        [_, "@client-init", root] => return client_init_main(*root == "rootless"),
+        [_, "@client-init", root] => return client_init_main(*root == "rootless", &[]),
         [_, "@isolated"] => {}
         // A process of one thread, that may leave its namespaces: its standard input is its lifeline.
         _ => return start_isolated(),
@@ -177,7 +177,7 @@ fn measure() -> Outcome<bool> {
 /// As each case does it. Taking it down is not measured: the kernel does that in the background.
 async fn by_library(rootless: bool) -> Outcome<Duration> {
     let start = Instant::now();
-    let (_client, topology) = Topology::build(rootless, false).await?;
+    let (_client, topology) = Topology::build(rootless, Vec::new(), false).await?;
     topology.start().await?;
     Ok(start.elapsed())
 }
@@ -185,7 +185,7 @@ async fn by_library(rootless: bool) -> Outcome<Duration> {
 /// The client machine alone; in the library's row it is made while the other nodes are.
 fn root_only(rootless: bool) -> Outcome<Duration> {
     let start = Instant::now();
-    let _client = Client::start(rootless)?;
+    let _client = Client::start(rootless, &[])?;
     Ok(start.elapsed())
 }
 

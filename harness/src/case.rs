@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use watertight_protocol::Capability;
 
+pub(crate) use engine::inner_pid;
 pub use machine::{STATE_DIR, prepare as prepare_client};
 pub use settings::settings;
 
@@ -84,6 +85,12 @@ pub enum CaseError {
     /// Capture.
     #[error(transparent)]
     Capture(#[from] crate::capture::Error),
+    /// The profile's daemons.
+    #[error(transparent)]
+    Service(#[from] crate::profile::ServiceError),
+    /// The profile's software is nowhere. Looked at before, so this machine lost it meanwhile.
+    #[error("{0}")]
+    Layer(String),
     /// Watchers.
     #[error(transparent)]
     Watch(#[from] crate::watch::WatchError),

@@ -199,6 +199,42 @@ pub enum Event {
         /// Time of the last change of the file's node (ctime), nanoseconds.
         changed: Option<u64>,
     },
+    /// A daemon of the profile runs.
+    ServiceStarted(crate::profile::Started),
+    /// A message on the client's system bus.
+    Bus {
+        /// `call`, `return`, `error` or `signal`.
+        message: String,
+        /// Its number, unique for its sender.
+        serial: u32,
+        /// The call that it answers.
+        reply_to: Option<u32>,
+        /// Unique name of the sender.
+        sender: String,
+        /// Unique or well-known name of the receiver; empty for a signal.
+        destination: String,
+        /// The object.
+        path: String,
+        /// The interface.
+        interface: String,
+        /// The method or signal.
+        member: String,
+        /// The error's name.
+        error: Option<String>,
+        /// The arguments, readable; no more than 1000 characters.
+        body: String,
+    },
+    /// What a resolver service is set to, read after something that may have changed it.
+    Resolver {
+        /// The service.
+        service: String,
+        /// After what.
+        cause: String,
+        /// The servers that a stranger's name is asked of.
+        asked: Vec<String>,
+        /// All its settings, as in the snapshots.
+        settings: String,
+    },
     /// A far resolver received a query.
     Query {
         /// Which resolver.

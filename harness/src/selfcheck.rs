@@ -54,7 +54,7 @@ fn check(what: &str) -> Result<String, Box<dyn Error>> {
                 Ok("TPACKET_V3".into())
             }
             "root" => {
-                Client::start(isolation.rootless)?;
+                Client::start(isolation.rootless, &[])?;
                 Ok("an overlay on /".into())
             }
             other => Err(format!("there is no check '{other}'").into()),
@@ -152,9 +152,9 @@ async fn smoke_subject(
     command: SubjectCommand,
     isolation: Isolation,
 ) -> Result<Result<String, String>, Box<dyn Error>> {
-    let (client, topology) = Topology::build(isolation.rootless, false).await?;
+    let (client, topology) = Topology::build(isolation.rootless, Vec::new(), false).await?;
     topology.start().await?;
-    prepare_client(&topology.client, Original::Plain).await?;
+    prepare_client(&topology.client, Profile::StaticFile, Original::Plain).await?;
     let events: Arc<Mutex<Vec<SubjectEvent>>> = Arc::default();
     let seen = events.clone();
     let log = tempfile_in_tmp()?;

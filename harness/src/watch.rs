@@ -4,6 +4,7 @@
 //! All of it runs on one thread inside the client, so that events keep the order in which the kernel queued them for it.
 //! It decides nothing.
 
+mod bus;
 mod nodes;
 mod resolver_file;
 mod tamper;
@@ -36,6 +37,12 @@ pub enum WatchError {
         what: &'static str,
         /// The kernel's words.
         source: nlink::Error,
+    },
+    /// The system bus cannot be watched.
+    #[error("failed to watch the client's system bus: {source}")]
+    Bus {
+        /// The bus's words.
+        source: zbus::Error,
     },
     /// The resolver file cannot be watched or changed.
     #[error("failed to {action} {}: {source}", path.display())]
@@ -87,7 +94,13 @@ pub struct Watch {
 
 impl Watch {
     /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening.
-    pub async fn start(node: Node, recorder: Recorder, resolver_file: PathBuf) -> Result<Self, WatchError> {
+    /// Where there is a system bus, it is watched too.
+    pub async fn start(
+        node: Node,
+        recorder: Recorder,
+        resolver_file: PathBuf,
+        bus: bool,
+    ) -> Result<Self, WatchError> {
         let (tamper, tamperings) = mpsc::unbounded_channel();
         let (counted, changes) = watch::channel(Changes::default());
         let versions = node
@@ -96,6 +109,9 @@ impl Watch {
                 let (tell, versions) = watch::channel(file.version()?);
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
                 start_network(recorder.clone(), counted.clone()).await?;
+                if bus {
+                    bus::start(recorder.clone(), counted.clone()).await?;
+                }
                 tokio::task::spawn_local(file.follow(recorder, tell, counted, tamperings));
                 Ok::<_, WatchError>(versions)
             })

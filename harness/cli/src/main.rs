@@ -19,7 +19,10 @@ fn main() -> ExitCode {
     // Before any thread or runtime exists: these entries make namespaces.
     match words.as_slice() {
         [_, "@case"] => watertight::run::case_main(),
-        [_, "@client-init", root] => watertight::sandbox::client_init_main(*root == "rootless"),
+        [_, "@client-init", root, layers @ ..] => {
+            let layers: Vec<_> = layers.iter().map(std::path::PathBuf::from).collect();
+            watertight::sandbox::client_init_main(*root == "rootless", &layers)
+        }
         [_, "@enter", pid, spec] => match pid.parse() {
             Ok(pid) => watertight::sandbox::enter_main(pid, spec),
             Err(_) => ExitCode::from(64),

@@ -11,6 +11,7 @@ use crate::{
     agent::AgentClient,
     capture::{MarkerSender, quiet_veth},
     history::{CaseHeader, Cause, Event, FORMAT, Recorder},
+    profile::Services,
     sandbox::{Client, Isolation, Process, Spawn},
     scenario::{Expected, SettingsPatch, Step, Tamper},
     snapshot::{self, Scope},
@@ -58,6 +59,8 @@ pub(super) struct Engine {
     pub(super) guest: Option<Agent>,
     pub(super) lan: Agent,
     pub(super) scope: Scope,
+    /// Held so that the daemons' processes live as long as the case.
+    _services: Services,
     pub(super) subject: Option<Subject>,
     pub(super) initialized: Option<InitializeResult>,
     pub(super) known: watch::Sender<Known>,
@@ -116,7 +119,10 @@ impl Engine {
             .rootless
             .then(|| "the user namespace has one user: probes of an ordinary user cannot be made here, and every file has the same owner".to_owned());
         recorder.record(Event::Case(header(&plan, no_user.clone())));
-        let (client, topology) = Topology::build(isolation.rootless, plan.definition.testbed.guest).await?;
+        let profile = plan.axes.profile;
+        let layers = profile.folders().map_err(|layer| CaseError::Layer(layer.missing()))?;
+        let (client, topology) =
+            Topology::build(isolation.rootless, layers, plan.definition.testbed.guest).await?;
         let late = plan.sabotage == Some(Sabotage::LateCapture);
         if late {
             topology.start().await?;
@@ -149,7 +155,8 @@ impl Engine {
             links::watch(&topology.relay, "tunnel", RELAY_TUNNEL, &plan.folder, plan.nonce, false, plan.sabotage)
                 .await?;
         markers.add_tunnel(far.clone());
-        machine::prepare(&topology.client, plan.axes.original).await?;
+        machine::prepare(&topology.client, profile, plan.axes.original).await?;
+        let services = Services::start(profile, &client, &topology.client, &plan.folder, &recorder).await?;
 
         let root = start_agent(&client, None).await?;
         let user = match no_user {
@@ -161,8 +168,10 @@ impl Engine {
             None => None,
         };
         let lan = start_agent_beside(&topology.router).await?;
-        let watch = Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into()).await?;
+        let watch = Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into(), profile.has_resolved())
+            .await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
+        ignore_pids.extend(services.pids());
         if let Some(user) = &user {
             ignore_pids.push(user.client.ping().await?.0);
         }
@@ -178,6 +187,7 @@ impl Engine {
             ignore_pids,
             ignore_paths: Vec::new(),
             state_dir: Some(STATE_DIR.into()),
+            resolved: profile.has_resolved(),
         };
         let axes = &plan.axes;
         let patch = plan.definition.settings.with(&SettingsPatch {
@@ -199,6 +209,7 @@ impl Engine {
             guest,
             lan,
             scope,
+            _services: services,
             subject: None,
             initialized: None,
             known,
@@ -443,7 +454,7 @@ fn drain(mut stderr: tokio::process::ChildStderr) {
 }
 
 /// A process's number in the client's own PID namespace (proc_pid_status(5), NSpid).
-pub(super) fn inner_pid(pid: i32) -> Option<u32> {
+pub(crate) fn inner_pid(pid: i32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()

@@ -1,7 +1,7 @@
 //! The client's original configuration: what a profile and a shape of resolv.conf put on its disk.
 
 use super::CaseError;
-use crate::{sandbox::Node, scenario::Original, testbed::plan::*};
+use crate::{sandbox::Node, scenario::{Original, Profile}, testbed::plan::*};
 use std::{
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
@@ -16,11 +16,11 @@ const OWNER: u32 = 1000;
 pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Writes everything. To be called before anything is watched.
-pub async fn prepare(client: &Node, original: Original) -> Result<(), CaseError> {
-    client.run(move || async move { write(original) }).await?
+pub async fn prepare(client: &Node, profile: Profile, original: Original) -> Result<(), CaseError> {
+    client.run(move || async move { write(profile, original) }).await?
 }
 
-fn write(original: Original) -> Result<(), CaseError> {
+fn write(profile: Profile, original: Original) -> Result<(), CaseError> {
     let failed = |action: &str| {
         let action = action.to_owned();
         move |source: io::Error| CaseError::File { action, source }
@@ -36,7 +36,18 @@ fn write(original: Original) -> Result<(), CaseError> {
     fs::create_dir_all(STATE_DIR)
         .and_then(|()| fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o700)))
         .map_err(failed(&format!("make {STATE_DIR}")))?;
-    resolv_conf(original).map_err(failed(&format!("write {RESOLV_CONF}")))
+    let written = match profile {
+        Profile::SystemdResolved => link("../run/systemd/resolve/stub-resolv.conf"),
+        Profile::SystemdResolvedUplink => link("../run/systemd/resolve/resolv.conf"),
+        Profile::StaticFile | Profile::SystemdResolvedForeign => resolv_conf(original),
+    };
+    written.map_err(failed(&format!("write {RESOLV_CONF}")))
+}
+
+fn link(target: &str) -> io::Result<()> {
+    let path = Path::new(RESOLV_CONF);
+    remove(path)?;
+    symlink(target, path)
 }
 
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {

@@ -31,11 +31,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the machine and waits until its root is ready.
-    pub fn start(rootless: bool) -> Result<Self, SandboxError> {
+    /// Starts the machine, with the software of `layers` above its own, and waits until its root is ready.
+    pub fn start(rootless: bool, layers: &[PathBuf]) -> Result<Self, SandboxError> {
         let mut outer = Command::new("/proc/self/exe")
             .arg("@client-init")
             .arg(if rootless { "rootless" } else { "root" })
+            .args(layers)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -118,9 +119,9 @@ pub(super) fn join(pid: Pid, kinds: &[&str]) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// The client machine's first process: `@client-init root|rootless`.
-pub fn client_init_main(rootless: bool) -> ExitCode {
-    match client_init(rootless) {
+/// The client machine's first process: `@client-init root|rootless [LAYER]...`.
+pub fn client_init_main(rootless: bool, layers: &[PathBuf]) -> ExitCode {
+    match client_init(rootless, layers) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("error {error}");
@@ -129,7 +130,7 @@ pub fn client_init_main(rootless: bool) -> ExitCode {
     }
 }
 
-fn client_init(rootless: bool) -> Result<(), SandboxError> {
+fn client_init(rootless: bool, layers: &[PathBuf]) -> Result<(), SandboxError> {
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
@@ -149,7 +150,7 @@ fn client_init(rootless: bool) -> Result<(), SandboxError> {
         }
         ForkResult::Child => {
             sethostname("client").map_err(io_error).map_err(SandboxError::system("set the host name"))?;
-            let (stage, host) = root::enter_private_root(rootless)?;
+            let (stage, host) = root::enter_private_root(rootless, layers)?;
             // Moved out of the way first: either may have the number that the other is to get.
             for (folder, number) in [(stage, STAGE_FD), (host, HOST_FD)] {
                 // SAFETY: both descriptors are this process's own and open; the copies live until the process ends.

@@ -10,7 +10,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     os::unix::fs::{DirBuilderExt, PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Folders of the private root that are empty at first and live beside the overlay.
@@ -21,7 +21,7 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 ///
 /// Gives back the tmpfs that holds all that is written (`upper`, the overlay's; `run`, `tmp`, `var`), and the host's root,
 /// read-only, for comparisons.
-pub(super) fn enter_private_root(rootless: bool) -> Result<(OwnedFd, OwnedFd), SandboxError> {
+pub(super) fn enter_private_root(rootless: bool, layers: &[PathBuf]) -> Result<(OwnedFd, OwnedFd), SandboxError> {
     // Any folder of the host's root can carry the tmpfs: the mount is private to this namespace.
     let stage = Path::new("/tmp");
     mount_fs("tmpfs", stage, "tmpfs", MsFlags::empty(), "mode=755,size=512m")?;
@@ -41,6 +41,7 @@ pub(super) fn enter_private_root(rootless: bool) -> Result<(OwnedFd, OwnedFd), S
         let options = format!("lowerdir=/,upperdir={0}/upper,workdir={0}/work", stage.display());
         mount_fs("overlay", &root, "overlay", MsFlags::empty(), &options)?;
     }
+    add_layers(&root, layers)?;
     for (name, mode) in FRESH {
         make_dir(&stage.join(name), mode)?;
         bind(&stage.join(name), &root.join(name))?;
@@ -108,6 +109,33 @@ fn assemble_root(root: &Path) -> Result<(), SandboxError> {
     Ok(())
 }
 
+/// Puts software above the machine's: each layer's `usr` over /usr, read-only, and the files of its `etc` into /etc.
+///
+/// Only `usr`: a layer that lies on the machine's root cannot be a layer above that very root (overlayfs refuses overlapping
+/// layers), and programs are nowhere else.
+fn add_layers(root: &Path, layers: &[PathBuf]) -> Result<(), SandboxError> {
+    if layers.is_empty() {
+        return Ok(());
+    }
+    let folders: Vec<PathBuf> = layers.iter().map(|layer| layer.join("usr")).filter(|usr| usr.is_dir()).collect();
+    if !folders.is_empty() {
+        let mut lower = String::new();
+        for folder in folders {
+            // Colons separate layers (overlayfs, "lowerdir"), commas options.
+            lower.push_str(&folder.display().to_string().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,"));
+            lower.push(':');
+        }
+        mount_fs("overlay", &root.join("usr"), "overlay", MsFlags::MS_RDONLY, &format!("lowerdir={lower}/usr"))?;
+    }
+    for layer in layers {
+        let etc = layer.join("etc");
+        if etc.is_dir() {
+            copy_tree(&etc, &root.join("etc"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Binds a folder, with what is mounted in it where that is the only way, and makes it read-only.
 fn bind_read_only(from: &Path, to: &Path, with_submounts: bool) -> Result<(), SandboxError> {
     let failed = |source| SandboxError::Mount { what: from.display().to_string(), target: to.into(), source };
@@ -150,13 +178,19 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), SandboxError> {
     for entry in entries.flatten() {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let Ok(kind) = entry.file_type() else { continue };
-        let copied = if kind.is_dir() {
+        if kind.is_dir() {
             copy_tree(&source, &target)?;
             continue;
-        } else if kind.is_symlink() {
-            fs::read_link(&source).and_then(|link| symlink(link, &target))
+        }
+        // What was there is replaced, not written through.
+        let gone = || match fs::remove_file(&target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        let copied = if kind.is_symlink() {
+            gone().and_then(|()| fs::read_link(&source)).and_then(|link| symlink(link, &target))
         } else if kind.is_file() {
-            fs::copy(&source, &target).map(drop)
+            gone().and_then(|()| fs::copy(&source, &target)).map(drop)
         } else {
             continue;
         };

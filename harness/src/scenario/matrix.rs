@@ -31,6 +31,12 @@ pub enum Profile {
     /// Nobody manages /etc/resolv.conf.
     #[default]
     StaticFile,
+    /// systemd-resolved, /etc/resolv.conf a link to the file that names its stub.
+    SystemdResolved,
+    /// systemd-resolved, /etc/resolv.conf a link to the file that names the servers of all links.
+    SystemdResolvedUplink,
+    /// systemd-resolved runs, and /etc/resolv.conf is somebody else's file.
+    SystemdResolvedForeign,
 }
 
 /// Shapes of an original /etc/resolv.conf.

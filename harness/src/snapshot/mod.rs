@@ -75,6 +75,8 @@ pub struct Scope {
     pub ignore_paths: Vec<PathBuf>,
     /// The subject's own directory, which is a topic of its own.
     pub state_dir: Option<PathBuf>,
+    /// Whether systemd-resolved is part of the client: its settings are a topic.
+    pub resolved: bool,
 }
 
 /// Why there is no snapshot. Without one nothing can be said about what was restored.
@@ -100,6 +102,15 @@ pub enum Error {
         action: &'static str,
         /// The kernel's word.
         errno: Errno,
+    },
+    /// A service on the system bus did not tell its settings.
+    #[error("{service} did not tell its settings: {source}; see its log in the bundle")]
+    #[non_exhaustive]
+    Bus {
+        /// Which.
+        service: &'static str,
+        /// The bus's words.
+        source: zbus::Error,
     },
     /// A list changed each time it was read.
     #[error(
@@ -187,9 +198,20 @@ pub async fn take(scope: &Scope) -> Result<Snapshot, Error> {
     add("xfrm", xfrm::xfrm(&links)?);
     add("mptcp", mptcp::mptcp(&links)?);
     add("links", links.text);
+    if scope.resolved {
+        add("systemd-resolved", resolved().await?);
+    }
     add("iptables", xtables::iptables(&scope.root)?);
     add("nftables", nftables::nftables(&mut netlink::Netlink::netfilter()?)?);
     Ok(Snapshot { topics })
+}
+
+/// The topic "systemd-resolved": everything that it was told, by link and for all.
+async fn resolved() -> Result<String, Error> {
+    let failed = |source| Error::Bus { service: "systemd-resolved", source };
+    let bus = crate::profile::connect_to_bus().await.map_err(failed)?;
+    let settings = crate::profile::ResolvedSettings::read(&bus).await.map_err(failed)?;
+    Ok(settings.map_or_else(|| "absent\n".to_owned(), |settings| settings.text()))
 }
 
 /// A line that says why there is nothing in a topic, and that a comparison passes over.

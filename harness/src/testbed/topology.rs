@@ -15,7 +15,10 @@ use nlink::{
         types::route::RouteType,
     },
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 use tokio::try_join;
 
 /// A testbed that could not be built.
@@ -85,8 +88,12 @@ impl Topology {
 
     /// Makes the client machine, nodes and links; the near ends stay down. What is on different nodes is made at the same
     /// time. The machine is to outlive the topology.
-    pub async fn build(rootless: bool, guest: bool) -> Result<(Client, Self), TopologyError> {
-        let machine = tokio::task::spawn_blocking(move || Client::start(rootless));
+    pub async fn build(
+        rootless: bool,
+        layers: Vec<PathBuf>,
+        guest: bool,
+    ) -> Result<(Client, Self), TopologyError> {
+        let machine = tokio::task::spawn_blocking(move || Client::start(rootless, &layers));
         let far = |name| async move { prepared(Node::new(name), name, true).await };
         let ((machine, client), router, internet, relay, guest) = try_join!(
             async {

@@ -1,0 +1,86 @@
+//! The software of a profile, running: the real daemons in the client machine, on a system bus of its own, with the
+//! uplink's name servers configured as the network would.
+//!
+//! What a profile's client is (programs, users, files, who is told of the uplink) is here, one file a daemon; which
+//! scenarios use which profile is theirs to say.
+
+mod resolved;
+mod service;
+
+pub(crate) use resolved::connect as connect_to_bus;
+pub use resolved::{LinkSettings, STUBS, Settings as ResolvedSettings};
+pub use service::{Service, ServiceError, Started};
+
+use crate::{
+    history::{Event, Recorder},
+    layer::{self, Layer, Place},
+    sandbox::{Client, Node},
+    scenario::Profile,
+};
+use std::path::{Path, PathBuf};
+
+/// Where programs in the client find the system bus.
+pub(crate) const BUS_ADDRESS: &str = "unix:path=/run/dbus/system_bus_socket";
+
+impl Profile {
+    /// The software it needs.
+    pub fn layers(self) -> &'static [Layer] {
+        match self {
+            Profile::StaticFile => &[],
+            Profile::SystemdResolved | Profile::SystemdResolvedUplink | Profile::SystemdResolvedForeign => {
+                &[layer::SYSTEMD_RESOLVED]
+            }
+        }
+    }
+
+    /// Whether systemd-resolved runs.
+    pub fn has_resolved(self) -> bool {
+        self.layers().contains(&layer::SYSTEMD_RESOLVED)
+    }
+
+    /// The folders of the layers that have to be put above the machine's root, or the first layer that is nowhere.
+    pub fn folders(self) -> Result<Vec<PathBuf>, &'static Layer> {
+        let mut folders = Vec::new();
+        for layer in self.layers() {
+            match layer.place() {
+                Place::Machine => {}
+                Place::Folder(folder) => folders.push(folder),
+                Place::Missing => return Err(layer),
+            }
+        }
+        Ok(folders)
+    }
+}
+
+/// A profile's running daemons. They end with the client machine.
+#[derive(Debug, Default)]
+pub struct Services {
+    running: Vec<Service>,
+}
+
+impl Services {
+    /// Starts what the profile has, in order, each when the one before is ready. Logs go to `folder`.
+    pub async fn start(
+        profile: Profile,
+        client: &Client,
+        node: &Node,
+        folder: &Path,
+        recorder: &Recorder,
+    ) -> Result<Self, ServiceError> {
+        let mut services = Self::default();
+        if profile.has_resolved() {
+            node.run(|| async { service::prepare_users() }).await??;
+            services.running.push(Service::bus(client, folder).await?);
+            services.running.push(resolved::start(client, node, folder).await?);
+        }
+        for service in &services.running {
+            recorder.record(Event::ServiceStarted(service.started.clone()));
+        }
+        Ok(services)
+    }
+
+    /// Process ids as the client machine itself counts them.
+    pub fn pids(&self) -> Vec<u32> {
+        self.running.iter().map(|service| service.started.pid).collect()
+    }
+}

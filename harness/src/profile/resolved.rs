@@ -1,0 +1,267 @@
+//! systemd-resolved: started, told of the uplink's servers, and read (org.freedesktop.resolve1(5)).
+
+use super::{
+    BUS_ADDRESS,
+    service::{Program, READY, Service, ServiceError},
+};
+use crate::{
+    layer::SYSTEMD_RESOLVED,
+    sandbox::{Client, Node},
+    testbed::plan::{ISP_V4, LAN_V4, UPLINK},
+};
+use futures::StreamExt;
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+use zbus::{
+    Connection,
+    fdo::DBusProxy,
+    proxy::{CacheProperties, Proxy},
+    wire::OwnedObjectPath,
+};
+
+/// Its name on the bus.
+pub(crate) const NAME: &str = "org.freedesktop.resolve1";
+const PATH: &str = "/org/freedesktop/resolve1";
+const MANAGER: &str = "org.freedesktop.resolve1.Manager";
+const LINK: &str = "org.freedesktop.resolve1.Link";
+
+/// Addresses at which it answers on the machine itself (systemd-resolved.service(8)).
+pub const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
+
+/// Starts it, and tells it of the uplink's servers as whoever configures the network would.
+pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
+    let program = Program {
+        name: "systemd-resolved",
+        package: "systemd-resolved",
+        layer: &SYSTEMD_RESOLVED,
+        path: "/usr/lib/systemd/systemd-resolved",
+        arguments: &[],
+        environment: &[("SYSTEMD_LOG_TARGET", "console"), ("SYSTEMD_LOG_LEVEL", "info")],
+    };
+    let service = Service::start(&program, client, folder).await?;
+    let ready = node.run(|| async {
+        let bus = connect().await?;
+        wait_for_owner(&bus).await?;
+        configure_uplink(&bus).await
+    });
+    let mut end = service.process.end();
+    tokio::select! {
+        ready = tokio::time::timeout(READY, ready) => match ready {
+            Ok(Ok(Ok(()))) => Ok(service),
+            Ok(Ok(Err(source))) => Err(service.not_ready("systemd-resolved", &source.to_string()).await),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(service.not_ready("systemd-resolved", "it took no name on the bus in time").await),
+        },
+        _ = end.wait_for(Option::is_some) => Err(service.not_ready("systemd-resolved", "it ended").await),
+    }
+}
+
+/// A connection to the client's bus. To be called inside the client.
+pub(crate) async fn connect() -> zbus::Result<Connection> {
+    zbus::connection::Builder::address(BUS_ADDRESS).method_timeout(READY).build().await
+}
+
+async fn wait_for_owner(bus: &Connection) -> zbus::Result<()> {
+    let proxy = DBusProxy::new(bus).await?;
+    let mut changes = proxy.receive_name_owner_changed_with_args(&[(0, NAME)]).await?;
+    while !proxy.name_has_owner(NAME.try_into()?).await? {
+        changes.next().await;
+    }
+    Ok(())
+}
+
+async fn configure_uplink(bus: &Connection) -> zbus::Result<()> {
+    let index = nix::net::if_::if_nametoindex(UPLINK).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
+    let servers: Vec<(i32, Vec<u8>)> =
+        [LAN_V4, ISP_V4].iter().map(|server| (libc::AF_INET, server.octets().to_vec())).collect();
+    let manager = proxy(bus, PATH, MANAGER).await?;
+    manager.call("SetLinkDNS", &(index as i32, servers)).await
+}
+
+async fn proxy<'a>(bus: &Connection, path: &'a str, interface: &'a str) -> zbus::Result<Proxy<'a>> {
+    zbus::proxy::Builder::new(bus)
+        .destination(NAME)
+        .path(path)
+        .interface(interface)
+        .cache_properties(CacheProperties::No)
+        .build()
+        .await
+}
+
+/// All that it was told, as it tells it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Settings that belong to no link, by property.
+    pub global: Vec<(&'static str, String)>,
+    /// Servers that belong to no link.
+    pub servers: Vec<String>,
+    /// Search and routing domains that belong to no link, the latter with `~`.
+    pub domains: Vec<String>,
+    /// Servers that are asked where nothing else is configured.
+    pub fallback: Vec<String>,
+    /// Links, by name.
+    pub links: Vec<LinkSettings>,
+}
+
+/// A link's settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkSettings {
+    /// The link.
+    pub name: String,
+    /// Its servers, in order.
+    pub servers: Vec<String>,
+    /// Search and routing domains, the latter with `~`.
+    pub domains: Vec<String>,
+    /// Whether names that no domain claims are asked here.
+    pub default_route: bool,
+    /// The rest, by property.
+    pub rest: Vec<(&'static str, String)>,
+}
+
+impl Settings {
+    /// Reads them. To be called inside the client. `None` if the service is not on the bus.
+    pub(crate) async fn read(bus: &Connection) -> zbus::Result<Option<Self>> {
+        if !DBusProxy::new(bus).await?.name_has_owner(NAME.try_into()?).await? {
+            return Ok(None);
+        }
+        let manager = proxy(bus, PATH, MANAGER).await?;
+        let mut settings = Settings::default();
+        for property in ["DNSOverTLS", "DNSSEC", "LLMNR", "MulticastDNS", "ResolvConfMode", "DNSStubListener"] {
+            settings.global.push((property, manager.get_property::<String>(property).await?));
+        }
+        let on_no_link = |list: Vec<(i32, i32, Vec<u8>)>| -> Vec<String> {
+            list.into_iter().filter(|(link, ..)| *link == 0).map(|(_, _, bytes)| address(&bytes)).collect()
+        };
+        settings.servers = on_no_link(manager.get_property("DNS").await?);
+        settings.fallback = on_no_link(manager.get_property("FallbackDNS").await?);
+        let all: Vec<(i32, String, bool)> = manager.get_property("Domains").await?;
+        settings.domains =
+            all.into_iter().filter(|(link, ..)| *link == 0).map(|(_, name, only)| domain(&name, only)).collect();
+        let interfaces = nix::net::if_::if_nameindex().map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
+        let mut names: Vec<(String, u32)> = interfaces
+            .iter()
+            .map(|interface| (interface.name().to_string_lossy().into_owned(), interface.index()))
+            .collect();
+        names.sort();
+        for (name, index) in names {
+            match link(bus, &manager, name, index).await {
+                Ok(link) => settings.links.extend(link),
+                // It went between the list and the question.
+                Err(_) if nix::net::if_::if_indextoname(index).is_err() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(settings))
+    }
+
+    /// The servers that the name of a stranger is asked of (systemd-resolved.service(8), "Protocols and routing").
+    pub fn asked(&self) -> Vec<String> {
+        let claims = |domains: &[String]| domains.iter().any(|domain| domain == "~." || domain == ".");
+        let claimed = self.links.iter().any(|link| claims(&link.domains) && !link.servers.is_empty())
+            || claims(&self.domains) && !self.servers.is_empty();
+        let mut asked: Vec<String> = Vec::new();
+        for link in &self.links {
+            if if claimed { claims(&link.domains) } else { link.default_route } {
+                asked.extend(link.servers.iter().cloned());
+            }
+        }
+        if !claimed || claims(&self.domains) {
+            asked.extend(self.servers.iter().cloned());
+        }
+        let configured = !self.servers.is_empty() || self.links.iter().any(|link| !link.servers.is_empty());
+        if !configured {
+            asked.extend(self.fallback.iter().cloned());
+        }
+        asked
+    }
+
+    /// Canonical text, for snapshots and the history.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (property, value) in &self.global {
+            let _ = writeln!(text, "global {property} {value}");
+        }
+        let lists = [("DNS", &self.servers), ("Domains", &self.domains), ("FallbackDNS", &self.fallback)];
+        for (property, list) in lists {
+            let _ = writeln!(text, "global {property} {}", list.join(" "));
+        }
+        for link in &self.links {
+            let name = &link.name;
+            let _ = writeln!(text, "link {name} DNS {}", link.servers.join(" "));
+            let _ = writeln!(text, "link {name} Domains {}", link.domains.join(" "));
+            let _ = writeln!(text, "link {name} DefaultRoute {}", link.default_route);
+            for (property, value) in &link.rest {
+                let _ = writeln!(text, "link {name} {property} {value}");
+            }
+        }
+        text
+    }
+}
+
+async fn link(bus: &Connection, manager: &Proxy<'_>, name: String, index: u32) -> zbus::Result<Option<LinkSettings>> {
+    // The loopback interface is none of its links.
+    if name == "lo" {
+        return Ok(None);
+    }
+    let path: OwnedObjectPath = manager.call("GetLink", &(index as i32)).await?;
+    let link = proxy(bus, path.as_str(), LINK).await?;
+    let servers: Vec<(i32, Vec<u8>)> = link.get_property("DNS").await?;
+    let domains: Vec<(String, bool)> = link.get_property("Domains").await?;
+    let mut settings = LinkSettings {
+        name,
+        servers: servers.into_iter().map(|(_, bytes)| address(&bytes)).collect(),
+        domains: domains.into_iter().map(|(name, only)| domain(&name, only)).collect(),
+        default_route: link.get_property("DefaultRoute").await?,
+        rest: Vec::new(),
+    };
+    for property in ["DNSOverTLS", "DNSSEC", "LLMNR", "MulticastDNS"] {
+        settings.rest.push((property, link.get_property::<String>(property).await?));
+    }
+    let anchors: Vec<String> = link.get_property("DNSSECNegativeTrustAnchors").await?;
+    settings.rest.push(("DNSSECNegativeTrustAnchors", anchors.join(" ")));
+    Ok(Some(settings))
+}
+
+fn domain(name: &str, routing_only: bool) -> String {
+    if routing_only { format!("~{name}") } else { name.to_owned() }
+}
+
+fn address(bytes: &[u8]) -> String {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        return IpAddr::from(Ipv4Addr::from(octets)).to_string();
+    }
+    match <[u8; 16]>::try_from(bytes) {
+        Ok(octets) => IpAddr::from(Ipv6Addr::from(octets)).to_string(),
+        Err(_) => format!("{bytes:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(name: &str, servers: &[&str], domains: &[&str], default_route: bool) -> LinkSettings {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        LinkSettings { name: name.into(), servers: owned(servers), domains: owned(domains), default_route, rest: vec![] }
+    }
+
+    #[test]
+    fn a_strangers_name_is_asked_where_all_names_are_claimed() {
+        let mut settings = Settings { fallback: vec!["1.1.1.1".into()], ..Settings::default() };
+        assert_eq!(settings.asked(), ["1.1.1.1"]);
+        settings.links = vec![link("eth0", &["192.168.1.1"], &[], true), link("wt0", &["10.64.0.1"], &[], false)];
+        assert_eq!(settings.asked(), ["192.168.1.1"]);
+        settings.links[1].default_route = true;
+        assert_eq!(settings.asked(), ["192.168.1.1", "10.64.0.1"]);
+        settings.links[1].domains = vec!["~.".into()];
+        assert_eq!(settings.asked(), ["10.64.0.1"]);
+        settings.servers = vec!["9.9.9.9".into()];
+        assert_eq!(settings.asked(), ["10.64.0.1"]);
+        // A claim without a server is none.
+        settings.links[1].servers.clear();
+        assert_eq!(settings.asked(), ["192.168.1.1", "9.9.9.9"]);
+    }
+}

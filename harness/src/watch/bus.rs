@@ -1,0 +1,137 @@
+//! The client's system bus: every call, answer and signal goes into the history, and after each of them, and after each
+//! change of a link, what the resolver service is set to, if that changed.
+
+use super::{Changes, WatchError};
+use crate::{
+    history::{Event, Recorder, now},
+    profile::{ResolvedSettings, connect_to_bus},
+};
+use futures::StreamExt;
+use std::{cell::RefCell, rc::Rc};
+use tokio::sync::watch;
+use zbus::{Connection, MatchRule, Message, MessageStream, fdo::MonitoringProxy, message::Type};
+
+/// Text of a message's body that is kept, in characters.
+const KEPT: usize = 1000;
+
+/// Starts both; the settings as they are now are in the history when this returns.
+pub(super) async fn start(recorder: Recorder, changes: watch::Sender<Changes>) -> Result<(), WatchError> {
+    let failed = |source| WatchError::Bus { source };
+    let asking = connect_to_bus().await.map_err(failed)?;
+    let listening = connect_to_bus().await.map_err(failed)?;
+    let own = asking.unique_name().map(|name| name.to_string()).unwrap_or_default();
+    MonitoringProxy::new(&listening)
+        .await
+        .map_err(failed)?
+        .become_monitor(&[] as &[MatchRule<'_>], 0)
+        .await
+        .map_err(|error| failed(error.into()))?;
+    let last = Rc::new(RefCell::new(None));
+    look(&asking, &recorder, &last, "start").await.map_err(failed)?;
+    let mut messages = MessageStream::from(listening);
+    let mut network = changes.subscribe();
+    tokio::task::spawn_local(async move {
+        let mut seen = network.borrow().network;
+        loop {
+            let cause = tokio::select! {
+                message = messages.next() => match message {
+                    Some(Ok(message)) => match note(&message, &own, &recorder) {
+                        Some(cause) => cause,
+                        None => continue,
+                    },
+                    Some(Err(error)) => {
+                        recorder.record(Event::Harness { problem: format!("messages on the system bus were lost: {error}") });
+                        return;
+                    }
+                    // The bus ended, with the machine or before it; what that means is in the services' records.
+                    None => return,
+                },
+                changed = network.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = network.borrow_and_update().network;
+                    if now == seen {
+                        continue;
+                    }
+                    seen = now;
+                    "network".to_owned()
+                }
+            };
+            if let Err(error) = look(&asking, &recorder, &last, &cause).await {
+                recorder.record(Event::Harness { problem: format!("failed to ask the resolver service for its settings: {error}") });
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Records a message; gives back its summary if it may have changed something. What the harness itself asks is left out.
+fn note(message: &Message, own: &str, recorder: &Recorder) -> Option<String> {
+    let header = message.header();
+    let text = |value: Option<String>| value.unwrap_or_default();
+    let sender = text(header.sender().map(ToString::to_string));
+    let destination = text(header.destination().map(ToString::to_string));
+    if sender == own || destination == own {
+        return None;
+    }
+    let kind = match message.message_type() {
+        Type::MethodCall => "call",
+        Type::MethodReturn => "return",
+        Type::Error => "error",
+        Type::Signal => "signal",
+    };
+    let interface = text(header.interface().map(ToString::to_string));
+    let member = text(header.member().map(ToString::to_string));
+    let body = message.body();
+    let body = if body.is_empty() { String::new() } else { readable(&body) };
+    let cause = format!("{kind} {interface}.{member}");
+    recorder.record_at(
+        now(libc::CLOCK_REALTIME),
+        Event::Bus {
+            message: kind.into(),
+            serial: message.primary_header().serial_num().into(),
+            reply_to: header.reply_serial().map(Into::into),
+            sender,
+            destination,
+            path: text(header.path().map(ToString::to_string)),
+            interface,
+            member,
+            error: header.error_name().map(ToString::to_string),
+            body: body.chars().take(KEPT).collect(),
+        },
+    );
+    // A call has changed nothing yet.
+    (kind != "call").then_some(cause)
+}
+
+fn readable(body: &zbus::message::Body) -> String {
+    match body.deserialize::<zbus::wire::Structure<'_>>() {
+        Ok(structure) => format!("{structure}"),
+        Err(_) => match body.deserialize::<zbus::wire::Variant<'_>>() {
+            Ok(value) => format!("{value}"),
+            Err(error) => format!("({}, not read: {error})", body.signature()),
+        },
+    }
+}
+
+async fn look(
+    bus: &Connection,
+    recorder: &Recorder,
+    last: &Rc<RefCell<Option<String>>>,
+    cause: &str,
+) -> zbus::Result<()> {
+    let t = now(libc::CLOCK_REALTIME);
+    let settings = ResolvedSettings::read(bus).await?;
+    let text = settings.as_ref().map_or_else(|| "absent\n".to_owned(), ResolvedSettings::text);
+    if last.borrow().as_ref() == Some(&text) {
+        return Ok(());
+    }
+    *last.borrow_mut() = Some(text.clone());
+    let asked = settings.map(|settings| settings.asked()).unwrap_or_default();
+    recorder.record_at(
+        t,
+        Event::Resolver { service: "systemd-resolved".into(), cause: cause.into(), asked, settings: text },
+    );
+    Ok(())
+}
