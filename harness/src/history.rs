@@ -199,6 +199,11 @@ pub enum Event {
         /// Time of the last change of the file's node (ctime), nanoseconds.
         changed: Option<u64>,
     },
+    /// The machine does not have the profile's software; nothing was run.
+    NoSoftware {
+        /// What is missing, and how to get it.
+        reason: String,
+    },
     /// A daemon of the profile runs.
     ServiceStarted(crate::profile::Started),
     /// A message on the client's system bus.

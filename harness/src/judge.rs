@@ -3,6 +3,7 @@
 //! Absence of evidence is never a pass: a `PASS` needs all five conditions of [`Accounting`], and no finding. The policy is
 //! written from the requirements and shares no code with any firewall.
 
+mod effective;
 mod evidence;
 mod expected;
 mod explain;
@@ -45,6 +46,10 @@ pub fn judge_folder(folder: &Path, options: &Options) -> Result<CaseVerdict, Jud
 /// Judges a recording.
 pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     let mut verdict = CaseVerdict::new(recording);
+    if let Some(missing) = missing_software(recording) {
+        verdict.not_run(recording, missing);
+        return verdict;
+    }
     if let Some(missing) = missing_capabilities(recording) {
         verdict.unsupported(missing);
     }
@@ -63,6 +68,14 @@ pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     verdict.notes.extend(unmet.notes);
     verdict.conclude(recording, findings, accounting, options);
     verdict
+}
+
+/// Software that the profile needs and the machine does not have: nothing was run.
+fn missing_software(recording: &Recording) -> Option<String> {
+    recording.records.iter().find_map(|record| match &record.event {
+        Event::NoSoftware { reason } => Some(reason.clone()),
+        _ => None,
+    })
 }
 
 /// Capabilities that the scenario needs and the subject does not claim.

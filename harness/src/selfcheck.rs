@@ -6,7 +6,7 @@ use crate::{
     capture::{Ring, RingConfig},
     case::{prepare_client, settings},
     sandbox::{Client, Isolation, isolate},
-    scenario::{Original, SettingsPatch},
+    scenario::{Original, Profile, SettingsPatch},
     subject::{Subject, SubjectCommand, SubjectEvent, smoke},
     testbed::{Topology, plan::UPLINK},
 };

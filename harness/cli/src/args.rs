@@ -34,6 +34,15 @@ pub enum Command {
     },
     /// Check that an adapter speaks the protocol, before any scenario.
     Smoke(Subject),
+    /// Get the software of profiles that this machine does not have, without installing anything.
+    ///
+    /// Packages of this machine's distribution are downloaded and unpacked into the cache: WATERTIGHT_LAYERS, or
+    /// watertight/layers in the user's cache.
+    Fetch {
+        /// Layers, as profiles name them. [default: all that are missing]
+        #[arg(value_name = "LAYER")]
+        layers: Vec<String>,
+    },
     /// Say what this machine can do, what is missing, and how to get it.
     Doctor,
 }

@@ -40,6 +40,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::List { what, scenarios } => list(what, scenarios.as_deref()),
         Command::Explain { id } => explain(&id),
         Command::Smoke(arguments) => smoke(&arguments),
+        Command::Fetch { layers } => fetch(&layers),
         Command::Doctor => Ok(doctor::run()),
     };
     result.unwrap_or_else(|error| {
@@ -361,4 +362,31 @@ fn smoke(arguments: &Subject) -> miette::Result<ExitCode> {
             Ok(ExitCode::from(if matches!(error, SmokeError::Adapter(_)) { 1 } else { 70 }))
         }
     }
+}
+
+/// Gets what is missing, or what is named, and says where it is.
+fn fetch(names: &[String]) -> miette::Result<ExitCode> {
+    use watertight::layer::{LAYERS, Layer, Place};
+    let mut wanted: Vec<&Layer> = Vec::new();
+    for name in names {
+        wanted.push(Layer::named(name).ok_or_else(|| {
+            let known: Vec<&str> = LAYERS.iter().map(|layer| layer.name).collect();
+            miette::miette!("there is no layer '{name}'; layers are {}", known.join(", "))
+        })?);
+    }
+    if names.is_empty() {
+        wanted.extend(LAYERS.iter().filter(|layer| layer.place() == Place::Missing));
+    }
+    for layer in wanted {
+        eprintln!("fetching {}", layer.name);
+        watertight::layer::fetch(layer).into_diagnostic()?;
+    }
+    for layer in LAYERS {
+        match layer.place() {
+            Place::Machine => println!("{:<20} on this machine", layer.name),
+            Place::Folder(folder) => println!("{:<20} {}", layer.name, folder.display()),
+            Place::Missing => println!("{:<20} missing", layer.name),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

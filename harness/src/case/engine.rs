@@ -99,6 +99,13 @@ impl Engine {
     pub(super) async fn run(plan: CasePlan, isolation: Isolation) -> Result<(), CaseError> {
         let recorder = Recorder::create(&plan.folder.join("history.jsonl"))
             .map_err(|source| CaseError::File { action: "start the history".into(), source })?;
+        if let Err(layer) = plan.axes.profile.folders() {
+            recorder.record(Event::Case(header(&plan, None)));
+            recorder.record(Event::NoSoftware { reason: layer.missing() });
+            return recorder
+                .finish()
+                .map_err(|source| CaseError::File { action: "finish the history".into(), source });
+        }
         let result = Self::run_recorded(plan, isolation, recorder.clone()).await;
         if let Err(error) = &result {
             recorder.record(Event::Harness { problem: error.to_string() });

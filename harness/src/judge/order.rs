@@ -1,6 +1,7 @@
 //! Findings about order: what had to be in force before what, and which versions of the resolver file may not exist.
 
 use super::{
+    effective::{Effective, effective},
     explain::on_uplink,
     policy::{Mode, Policy, approved},
     recording::Recording,
@@ -22,20 +23,9 @@ const TRANSITION: u64 = 1_000_000_000;
 /// External changes are corrected within this time (STA-5), in nanoseconds.
 const CORRECTION: u64 = 1_000_000_000;
 
-/// One thing the history tells of the resolver file.
-struct FileVersion<'a> {
-    at: usize,
-    record: &'a Record,
-    cause: &'a str,
-    by_harness: bool,
-    hash: &'a str,
-    content: &'a str,
-    changed: Option<u64>,
-}
-
 /// All findings about order.
 pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
-    let versions = versions(recording);
+    let versions = effective(recording);
     let mut found = Vec::new();
     found.extend(opened_before_restored(recording, timeline, &versions));
     found.extend(changed_before_blocked(recording, timeline));
@@ -44,20 +34,6 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
     found.extend(original_between(recording, timeline, &versions));
     found.extend(corrected_late(recording, timeline, &versions));
     found
-}
-
-fn versions(recording: &Recording) -> Vec<FileVersion<'_>> {
-    recording
-        .records
-        .iter()
-        .enumerate()
-        .filter_map(|(at, record)| match &record.event {
-            Event::File { cause, by_harness, hash, content, changed, .. } => {
-                Some(FileVersion { at, record, cause, by_harness: *by_harness, hash, content, changed: *changed })
-            }
-            _ => None,
-        })
-        .collect()
 }
 
 fn finding(requirement: &str, class: &str, verdict: Verdict, window: String, summary: String) -> Finding {
@@ -113,7 +89,7 @@ fn settings_at(recording: &Recording, at: usize) -> Option<&Settings> {
 }
 
 /// FWL-9 and TRN-3: nothing may leave while the resolver file is not the original again.
-fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: &[Effective<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
     let Some(uplink) = recording.links.get("uplink") else { return Vec::new() };
     let ends = states(recording)
@@ -138,14 +114,14 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
             .iter()
             .position(|record| matches!(record.event, Event::Step { .. } | Event::Settings(_)))
             .map_or(recording.records.len(), |offset| at + offset);
-        let mine = |version: &&FileVersion<'_>| (since..until).contains(&version.at) && !version.by_harness;
-        let Some(last_own) = versions.iter().filter(mine).rfind(|version| is_approved(version.content, settings))
+        let mine = |version: &&Effective<'_>| (since..until).contains(&version.at) && !version.by_harness;
+        let Some(last_own) = versions.iter().filter(mine).rfind(|version| is_approved(&version.content, settings))
         else {
             continue;
         };
         let restored = versions
             .iter()
-            .find(|version| version.at > last_own.at && version.at < until && !is_approved(version.content, settings));
+            .find(|version| version.at > last_own.at && version.at < until && !is_approved(&version.content, settings));
         let Some(restored) = restored else { continue };
         let Some(restored_at) = restored.changed.or(Some(restored.record.t)) else { continue };
         let blocking = Policy::of(State::Disconnecting, Some(settings));
@@ -269,7 +245,7 @@ fn changed_before_blocked(recording: &Recording, timeline: &Timeline) -> Vec<Fin
 }
 
 /// TRN-2: DNS is set before connected is reported.
-fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[Effective<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
     let mut found = Vec::new();
     for (at, _, state) in states(recording) {
@@ -279,15 +255,15 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[F
         let (Some(settings), t) = (settings_at(recording, at), recording.records[at].t) else { continue };
         // A notification may be read late, when the next call has begun to put things back: a version counts that was in
         // force within the time that a transition may take.
-        let made = |version: &FileVersion<'_>| version.changed.unwrap_or(version.record.t);
+        let made = |version: &Effective<'_>| version.changed.unwrap_or(version.record.t);
         let set = versions.iter().enumerate().any(|(index, version)| {
             let replaced = versions.get(index + 1).map_or(u64::MAX, |next| next.record.t);
-            is_approved(version.content, settings)
+            is_approved(&version.content, settings)
                 && made(version) <= t + TICK
                 && replaced >= t.saturating_sub(TRANSITION)
         });
         if !set {
-            let later = versions.iter().find(|version| version.at > at && is_approved(version.content, settings));
+            let later = versions.iter().find(|version| version.at > at && is_approved(&version.content, settings));
             let after = later.map_or("never in this case".to_owned(), |version| {
                 format!("{:.0} ms later", version.record.t.saturating_sub(t) as f64 / 1e6)
             });
@@ -305,9 +281,9 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[F
 }
 
 /// STA-2: no reader ever sees an empty or partial file.
-fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[Effective<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
-    let mut outsider: Option<&FileVersion<'_>> = None;
+    let mut outsider: Option<&Effective<'_>> = None;
     for version in versions {
         if version.by_harness {
             outsider = Some(version);
@@ -350,7 +326,7 @@ fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[File
 }
 
 /// STA-4 and TRN-4: between two approved lists the original is never visible.
-fn original_between(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effective<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
     let mut found = Vec::new();
     for version in versions.iter().filter(|version| !version.by_harness) {
@@ -376,7 +352,7 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
                 Event::Settings(settings) => Some(settings),
                 _ => None,
             })
-            .any(|old| is_approved(version.content, old));
+            .any(|old| is_approved(&version.content, old));
         let ended_disconnected = states(recording)
             .iter()
             .rfind(|(at, _, _)| *at < version.at)
@@ -394,7 +370,7 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
             && was_connected
             && !ended_disconnected
             && whole
-            && !is_approved(version.content, settings)
+            && !is_approved(&version.content, settings)
             && !old
         {
             let finding = finding(
@@ -404,7 +380,7 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
                 interval.label(steps, version.record.t),
                 format!(
                     "expected the approved servers without interruption; for a moment the resolver file named {:?}",
-                    nameservers(version.content)
+                    nameservers(&version.content)
                 ),
             );
             if !found.contains(&finding) {
@@ -416,7 +392,7 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[File
 }
 
 /// STA-5: external changes are corrected within 1 s.
-fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[FileVersion<'_>]) -> Vec<Finding> {
+fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[Effective<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
     let mut found = Vec::new();
     for version in versions.iter().filter(|version| version.cause == "outsider") {
@@ -429,7 +405,7 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[FileVe
         );
         let watched = interval.life == Life::Running && interval.state == Some(State::Connected) && edited;
         let Some(settings) = settings_at(recording, version.at).filter(|_| watched) else { continue };
-        let corrected = versions.iter().find(|later| later.at > version.at && is_approved(later.content, settings));
+        let corrected = versions.iter().find(|later| later.at > version.at && is_approved(&later.content, settings));
         let late = match corrected {
             Some(later) => later.record.t.saturating_sub(version.record.t) > CORRECTION,
             None => true,

@@ -1,6 +1,7 @@
 //! Findings of the restore check: snapshots that are not what they must be.
 
 use super::{
+    effective::seen_through,
     order::is_approved,
     policy::approved,
     recording::Recording,
@@ -25,6 +26,7 @@ pub fn findings(recording: &Recording) -> Vec<Finding> {
     let mut settings: Option<&Settings> = None;
     let mut outsider: Option<&str> = None;
     let mut present: Option<&str> = None;
+    let mut asked: Option<&[String]> = None;
     for record in &recording.records {
         match &record.event {
             Event::Step { step: Step::Fault(Fault::Kill), .. } => killed = true,
@@ -35,8 +37,9 @@ pub fn findings(recording: &Recording) -> Vec<Finding> {
                     outsider = Some(content);
                 }
             }
+            Event::Resolver { asked: now, .. } => asked = Some(now),
             Event::Snapshot { folder, compared: Some(expected) } => {
-                let case = Comparison { recording, folder, killed, settings, outsider, present };
+                let case = Comparison { recording, folder, killed, settings, outsider, present, asked };
                 found.extend(case.check(*expected));
             }
             _ => {}
@@ -52,6 +55,8 @@ struct Comparison<'a> {
     settings: Option<&'a Settings>,
     outsider: Option<&'a str>,
     present: Option<&'a str>,
+    /// What the resolver service asks.
+    asked: Option<&'a [String]>,
 }
 
 impl Comparison<'_> {
@@ -167,7 +172,7 @@ impl Comparison<'_> {
 
     /// DNS-1 to DNS-4: the resolver file names the approved servers, in their order.
     fn not_approved(&self) -> Option<Finding> {
-        let (settings, content) = (self.settings?, self.present?);
+        let (settings, content) = (self.settings?, &*seen_through(self.present?, self.asked));
         let requirement = match &settings.dns {
             Dns::Default => "DNS-1",
             Dns::Custom { servers } if servers.is_empty() => "DNS-4",

@@ -438,7 +438,10 @@ impl<'a> Walk<'a> {
                 && record.t <= end
                 && matches!(
                     record.event,
-                    Event::Generation { .. } | Event::Network { .. } | Event::File { by_harness: false, .. }
+                    Event::Generation { .. }
+                        | Event::Network { .. }
+                        | Event::Resolver { .. }
+                        | Event::File { by_harness: false, .. }
                 )
         });
         match first_change {

@@ -309,6 +309,14 @@ impl CaseVerdict {
         self.reason = reason;
     }
 
+    /// Nothing was run, so there is nothing to judge.
+    pub(super) fn not_run(&mut self, recording: &Recording, reason: String) {
+        self.unsupported(reason);
+        let ids = recording.header.definition.requirements.iter();
+        self.requirements =
+            ids.map(|id| RequirementVerdict { id: id.clone(), verdict: Verdict::Unsupported }).collect();
+    }
+
     pub(super) fn conclude(
         &mut self,
         recording: &Recording,
