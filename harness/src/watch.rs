@@ -90,6 +90,8 @@ pub struct Watch {
     versions: watch::Receiver<Version>,
     changes: watch::Receiver<Changes>,
     tamper: mpsc::UnboundedSender<Tampering>,
+    /// Dropped to stop listening to the system bus.
+    bus: Option<oneshot::Sender<()>>,
 }
 
 impl Watch {
@@ -103,6 +105,7 @@ impl Watch {
     ) -> Result<Self, WatchError> {
         let (tamper, tamperings) = mpsc::unbounded_channel();
         let (counted, changes) = watch::channel(Changes::default());
+        let (listening, stopped) = oneshot::channel();
         let versions = node
             .run(move || async move {
                 let file = ResolverFile::open(resolver_file)?;
@@ -110,13 +113,13 @@ impl Watch {
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
                 start_network(recorder.clone(), counted.clone()).await?;
                 if bus {
-                    bus::start(recorder.clone(), counted.clone()).await?;
+                    bus::start(recorder.clone(), counted.clone(), stopped).await?;
                 }
                 tokio::task::spawn_local(file.follow(recorder, tell, counted, tamperings));
                 Ok::<_, WatchError>(versions)
             })
             .await??;
-        Ok(Self { _node: node, versions, changes, tamper })
+        Ok(Self { _node: node, versions, changes, tamper, bus: Some(listening) })
     }
 
     /// Changes the resolver file as an outsider would; gives back the version that the outsider left.
@@ -125,6 +128,11 @@ impl Watch {
         let gone = || WatchError::Sandbox(SandboxError::NodeGone("watch".into()));
         self.tamper.send((how, done)).map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
+    }
+
+    /// Stops listening to the system bus, which is about to end with the machine.
+    pub fn close_bus(&mut self) {
+        self.bus.take();
     }
 
     /// How many changes were noticed.

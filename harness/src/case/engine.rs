@@ -301,6 +301,7 @@ impl Engine {
             answer.abort();
         }
         let last = self.markers.barrier(Cause::End);
+        self.watch.close_bus();
         for link in std::mem::take(&mut self.links) {
             let (node, near) = match link.name {
                 "uplink" => (&self.topology.router, Some((&self.topology.client, Topology::UPLINK.near))),

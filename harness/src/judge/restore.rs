@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     history::Event,
-    scenario::{Expected, Fault, Step},
+    scenario::{Profile, Expected, Fault, Step},
     snapshot::{self, Occasion, Tolerance},
     watch::nameservers,
 };
@@ -70,7 +70,10 @@ impl Comparison<'_> {
             }
             Expected::ResolverRestored if self.outsider.is_some() => self.outsiders_version().into_iter().collect(),
             Expected::ResolverRestored => self.resolver_differences(),
-            Expected::Approved => self.not_approved().into_iter().chain(self.exposed()).collect(),
+            Expected::Approved => {
+                let file = self.not_approved();
+                file.into_iter().chain(self.link_not_approved()).chain(self.exposed()).collect()
+            }
             Expected::Error => Vec::new(),
         }
     }
@@ -168,6 +171,32 @@ impl Comparison<'_> {
                 self.finding("STA-1", "X01", Verdict::Failed, summary, String::new())
             })
             .collect()
+    }
+
+    /// RSD-1: where systemd-resolved manages the resolver file, the tunnel's link has the approved tunnel servers and claims all
+    /// names, so that no other link is asked.
+    fn link_not_approved(&self) -> Option<Finding> {
+        if !matches!(self.recording.header.axes.profile, Profile::SystemdResolved | Profile::SystemdResolvedUplink) {
+            return None;
+        }
+        let settings = self.settings?;
+        let snapshot = self.recording.snapshots.get(self.folder)?.as_ref().ok()?;
+        let text = snapshot.topics.get("systemd-resolved")?;
+        let interface = &settings.tunnel.interface;
+        let value = |property: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("link {interface} {property} ")));
+            line.unwrap_or_default().to_owned()
+        };
+        let approved: Vec<String> = approved(settings).tunnel.iter().map(IpAddr::to_string).collect();
+        let (servers, domains) = (value("DNS"), value("Domains"));
+        // Without a tunnel server, there is nothing that the link could be given.
+        if approved.is_empty() || servers == approved.join(" ") && domains == "~." {
+            return None;
+        }
+        let summary = format!(
+            "expected the link {interface} to have the servers {approved:?} and the domain ~. in systemd-resolved; it has servers '{servers}' and domains '{domains}'"
+        );
+        Some(self.finding("RSD-1", "R01", Verdict::Failed, summary, text.clone()))
     }
 
     /// DNS-1 to DNS-4: the resolver file names the approved servers, in their order.

@@ -8,14 +8,18 @@ use crate::{
 };
 use futures::StreamExt;
 use std::{cell::RefCell, rc::Rc};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use zbus::{Connection, MatchRule, Message, MessageStream, fdo::MonitoringProxy, message::Type};
 
 /// Text of a message's body that is kept, in characters.
 const KEPT: usize = 1000;
 
-/// Starts both; the settings as they are now are in the history when this returns.
-pub(super) async fn start(recorder: Recorder, changes: watch::Sender<Changes>) -> Result<(), WatchError> {
+/// Starts both; the settings as they are now are in the history when this returns. Ends when the sender of `stopped` is gone.
+pub(super) async fn start(
+    recorder: Recorder,
+    changes: watch::Sender<Changes>,
+    mut stopped: oneshot::Receiver<()>,
+) -> Result<(), WatchError> {
     let failed = |source| WatchError::Bus { source };
     let asking = connect_to_bus().await.map_err(failed)?;
     let listening = connect_to_bus().await.map_err(failed)?;
@@ -34,6 +38,8 @@ pub(super) async fn start(recorder: Recorder, changes: watch::Sender<Changes>) -
         let mut seen = network.borrow().network;
         loop {
             let cause = tokio::select! {
+                biased;
+                _ = &mut stopped => return,
                 message = messages.next() => match message {
                     Some(Ok(message)) => match note(&message, &own, &recorder) {
                         Some(cause) => cause,
@@ -58,7 +64,12 @@ pub(super) async fn start(recorder: Recorder, changes: watch::Sender<Changes>) -
                     "network".to_owned()
                 }
             };
-            if let Err(error) = look(&asking, &recorder, &last, &cause).await {
+            let looked = tokio::select! {
+                biased;
+                _ = &mut stopped => return,
+                looked = look(&asking, &recorder, &last, &cause) => looked,
+            };
+            if let Err(error) = looked {
                 recorder.record(Event::Harness { problem: format!("failed to ask the resolver service for its settings: {error}") });
             }
         }
