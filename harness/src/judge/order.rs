@@ -9,7 +9,7 @@ use super::{
     verdict::{Evidence, Finding, Verdict},
 };
 use crate::{
-    history::{Cause, Event, MarkerKind, Record},
+    history::{Cause, Event, MarkerKind},
     scenario::{Original, Step, Tamper},
     watch::nameservers,
 };
@@ -365,7 +365,9 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effe
                 .iter()
                 .any(|record| matches!(&record.event, Event::File { cause, .. } if cause == "outsider"));
         // Reading a file while it is being replaced is another finding's matter.
-        let whole = !matches!(version.cause, "moved-from" | "create" | "modify");
+        // What a service asks changes with the tunnel's link, which a new connection may replace: then the firewall alone
+        // stands between, and the wire shows whether it does.
+        let whole = !matches!(version.cause, "moved-from" | "create" | "modify" | "service");
         if (held || steady)
             && was_connected
             && !ended_disconnected

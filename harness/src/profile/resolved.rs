@@ -27,6 +27,7 @@ pub(crate) const NAME: &str = "org.freedesktop.resolve1";
 const PATH: &str = "/org/freedesktop/resolve1";
 const MANAGER: &str = "org.freedesktop.resolve1.Manager";
 const LINK: &str = "org.freedesktop.resolve1.Link";
+const NO_SUCH_LINK: &str = "org.freedesktop.resolve1.NoSuchLink";
 
 /// Addresses at which it answers on the machine itself (systemd-resolved.service(8)).
 pub const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
@@ -149,8 +150,9 @@ impl Settings {
         for (name, index) in names {
             match link(bus, &manager, name, index).await {
                 Ok(link) => settings.links.extend(link),
-                // It went between the list and the question.
-                Err(_) if nix::net::if_::if_indextoname(index).is_err() => {}
+                // The kernel has it and the service does not know it yet, or not any more: it has no settings.
+                Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_LINK => {}
+                Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::UnknownObject(_)) => {}
                 Err(error) => return Err(error),
             }
         }
