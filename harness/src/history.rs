@@ -240,6 +240,11 @@ pub enum Event {
         /// All its settings, as in the snapshots.
         settings: String,
     },
+    /// The harness is about to do something to a resolver service, or to what it was told, as an outsider would.
+    ServiceChanged {
+        /// What.
+        change: scenario::ServiceChange,
+    },
     /// A far resolver received a query.
     Query {
         /// Which resolver.

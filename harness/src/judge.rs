@@ -14,6 +14,7 @@ mod order;
 mod policy;
 mod recording;
 mod restore;
+mod services;
 mod smoke;
 mod timeline;
 mod verdict;
@@ -58,6 +59,7 @@ pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     findings.extend(wire::findings(recording, &timeline));
     findings.extend(order::findings(recording, &timeline));
     findings.extend(restore::findings(recording));
+    findings.extend(services::findings(recording, &timeline));
     let accounting = evidence::account(recording, &timeline);
     // What was not seen is only known where the evidence is complete.
     let unmet = expected::findings(recording, &timeline);

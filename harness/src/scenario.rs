@@ -169,6 +169,8 @@ pub enum Step {
     Tamper(Tamper),
     /// Change a link of the client.
     Link(LinkChange),
+    /// Do something to the profile's resolver service, or to what it was told, behind the subject's back.
+    Service(ServiceChange),
     /// Probe once more, now.
     Probe(ProbeSet),
     /// Something that must hold now.
@@ -260,6 +262,16 @@ pub enum Tamper {
 pub enum LinkChange {
     /// The tunnel interface is removed under the client.
     RemoveTunnel,
+}
+
+/// What an outsider does to a resolver service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceChange {
+    /// Ends, and is started again.
+    Restart,
+    /// Forgets what it was told about the tunnel's link.
+    WipeTunnelLink,
 }
 
 /// Which probes.

@@ -92,6 +92,7 @@ pub struct Watch {
     tamper: mpsc::UnboundedSender<Tampering>,
     /// Dropped to stop listening to the system bus.
     bus: Option<oneshot::Sender<()>>,
+    asked: watch::Receiver<Vec<String>>,
 }
 
 impl Watch {
@@ -106,6 +107,7 @@ impl Watch {
         let (tamper, tamperings) = mpsc::unbounded_channel();
         let (counted, changes) = watch::channel(Changes::default());
         let (listening, stopped) = oneshot::channel();
+        let (tell_asked, asked) = watch::channel(Vec::new());
         let versions = node
             .run(move || async move {
                 let file = ResolverFile::open(resolver_file)?;
@@ -113,13 +115,13 @@ impl Watch {
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
                 start_network(recorder.clone(), counted.clone()).await?;
                 if bus {
-                    bus::start(recorder.clone(), counted.clone(), stopped).await?;
+                    bus::start(recorder.clone(), counted.clone(), tell_asked, stopped).await?;
                 }
                 tokio::task::spawn_local(file.follow(recorder, tell, counted, tamperings));
                 Ok::<_, WatchError>(versions)
             })
             .await??;
-        Ok(Self { _node: node, versions, changes, tamper, bus: Some(listening) })
+        Ok(Self { _node: node, versions, changes, tamper, bus: Some(listening), asked })
     }
 
     /// Changes the resolver file as an outsider would; gives back the version that the outsider left.
@@ -128,6 +130,11 @@ impl Watch {
         let gone = || WatchError::Sandbox(SandboxError::NodeGone("watch".into()));
         self.tamper.send((how, done)).map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
+    }
+
+    /// The servers that the resolver service asks, and those that follow.
+    pub fn asked(&self) -> watch::Receiver<Vec<String>> {
+        self.asked.clone()
     }
 
     /// Stops listening to the system bus, which is about to end with the machine.

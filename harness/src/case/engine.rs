@@ -59,8 +59,7 @@ pub(super) struct Engine {
     pub(super) guest: Option<Agent>,
     pub(super) lan: Agent,
     pub(super) scope: Scope,
-    /// Held so that the daemons' processes live as long as the case.
-    _services: Services,
+    pub(super) services: Services,
     pub(super) subject: Option<Subject>,
     pub(super) initialized: Option<InitializeResult>,
     pub(super) known: watch::Sender<Known>,
@@ -216,7 +215,7 @@ impl Engine {
             guest,
             lan,
             scope,
-            _services: services,
+            services,
             subject: None,
             initialized: None,
             known,

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     history::{Cause, Event},
-    scenario::{Call, Change, Expected, Fault, LinkChange, RelayMode, Step, Tamper},
+    profile::Services,
+    scenario::{Call, Change, Expected, Fault, LinkChange, RelayMode, ServiceChange, Step, Tamper},
     subject::{CallError, Pending, Subject, SubjectEvent},
     testbed::plan::*,
 };
@@ -25,6 +26,8 @@ const ASKING: Duration = Duration::from_millis(20);
 const TO_END: Duration = Duration::from_secs(30);
 /// A correction of the resolver file is awaited for longer than it may take, so that the figure is known.
 const TO_CORRECTION: Duration = Duration::from_secs(4);
+/// What is done to a service is seen within this time, or had been corrected before.
+const NOTICED: Duration = Duration::from_millis(500);
 
 /// A removed interface is told by the kernel at once.
 const TO_NOTICE: Duration = Duration::from_secs(3);
@@ -92,6 +95,7 @@ impl Engine {
             }
             Step::Tamper(how) => self.tamper(*how).await,
             Step::Link(LinkChange::RemoveTunnel) => self.remove_tunnel().await,
+            Step::Service(change) => self.change_service(*change).await,
             Step::Probe(_) => Ok(true),
             Step::Expect(expected) => self.expect(index, *expected).await,
         }
@@ -413,6 +417,34 @@ impl Engine {
                 requirement: "STA-5".into(),
             });
         }
+        Ok(true)
+    }
+
+    /// Does it, and waits until what the service asks is what it asked before; the judge measures.
+    async fn change_service(&mut self, change: ServiceChange) -> Result<bool, CaseError> {
+        let mut asked = self.watch.asked();
+        let before = asked.borrow_and_update().clone();
+        // Before it is done: what comes of it may be seen at once.
+        self.recorder.record(Event::ServiceChanged { change });
+        match change {
+            ServiceChange::Restart => {
+                let folder = &self.plan.folder;
+                let started = self.services.restart_resolved(&self.client, &self.topology.client, folder).await?;
+                self.scope.ignore_pids.push(started.pid);
+                self.recorder.record(Event::ServiceStarted(started));
+            }
+            ServiceChange::WipeTunnelLink => {
+                let wiped = self.topology.client.run(|| async { Services::wipe_link(CLIENT_TUNNEL).await }).await?;
+                if let Err(error) = wiped {
+                    let problem = format!("the settings of {CLIENT_TUNNEL} were not wiped: {error}");
+                    self.recorder.record(Event::Harness { problem });
+                    return Ok(false);
+                }
+            }
+        }
+        // It may be corrected before anything else is seen.
+        let _ = timeout(NOTICED, asked.wait_for(|now| *now != before)).await;
+        let _ = timeout(TO_CORRECTION, asked.wait_for(|now| *now == before)).await;
         Ok(true)
     }
 

@@ -79,6 +79,28 @@ impl Services {
         Ok(services)
     }
 
+    /// Ends systemd-resolved in order and starts it again, as its unit would; gives back the new process's record.
+    pub async fn restart_resolved(
+        &mut self,
+        client: &Client,
+        node: &Node,
+        folder: &Path,
+    ) -> Result<Started, ServiceError> {
+        let place = self.running.iter().position(|service| service.started.name == "systemd-resolved");
+        if let Some(place) = place {
+            self.running.remove(place).stop().await?;
+        }
+        let service = resolved::start_again(client, node, folder).await?;
+        let started = service.started.clone();
+        self.running.push(service);
+        Ok(started)
+    }
+
+    /// Makes systemd-resolved forget what it was told about a link. To be called inside the client.
+    pub(crate) async fn wipe_link(interface: &str) -> zbus::Result<()> {
+        resolved::revert_link(interface).await
+    }
+
     /// Process ids as the client machine itself counts them.
     pub fn pids(&self) -> Vec<u32> {
         self.running.iter().map(|service| service.started.pid).collect()

@@ -34,6 +34,22 @@ pub const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
 
 /// Starts it, and tells it of the uplink's servers as whoever configures the network would.
 pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
+    start_with(client, node, folder, true).await
+}
+
+/// Starts it again: what it was told of links it has kept in /run/systemd/resolve/netif.
+pub(super) async fn start_again(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
+    start_with(client, node, folder, false).await
+}
+
+/// Makes it forget what it was told about a link. To be called inside the client.
+pub(super) async fn revert_link(interface: &str) -> zbus::Result<()> {
+    let bus = connect().await?;
+    let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
+    proxy(&bus, PATH, MANAGER).await?.call("RevertLink", &(index as i32)).await
+}
+
+async fn start_with(client: &Client, node: &Node, folder: &Path, first: bool) -> Result<Service, ServiceError> {
     let program = Program {
         name: "systemd-resolved",
         package: "systemd-resolved",
@@ -43,10 +59,10 @@ pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result
         environment: &[("SYSTEMD_LOG_TARGET", "console"), ("SYSTEMD_LOG_LEVEL", "info")],
     };
     let service = Service::start(&program, client, folder).await?;
-    let ready = node.run(|| async {
+    let ready = node.run(move || async move {
         let bus = connect().await?;
         wait_for_owner(&bus).await?;
-        configure_uplink(&bus).await
+        if first { configure_uplink(&bus).await } else { Ok(()) }
     });
     let mut end = service.process.end();
     tokio::select! {
@@ -125,6 +141,17 @@ pub struct LinkSettings {
 impl Settings {
     /// Reads them. To be called inside the client. `None` if the service is not on the bus.
     pub(crate) async fn read(bus: &Connection) -> zbus::Result<Option<Self>> {
+        use zbus::fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown};
+        match Self::ask(bus).await {
+            // It ended meanwhile; who takes its place is told by the bus.
+            Err(zbus::Error::FDO(error)) if matches!(*error, NameHasNoOwner(_) | NoReply(_) | ServiceUnknown(_)) => {
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    async fn ask(bus: &Connection) -> zbus::Result<Option<Self>> {
         if !DBusProxy::new(bus).await?.name_has_owner(NAME.try_into()?).await? {
             return Ok(None);
         }

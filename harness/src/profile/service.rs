@@ -92,7 +92,12 @@ impl Service {
     /// Starts a daemon. Whether it is ready is for the caller to see.
     pub(super) async fn start(program: &Program, client: &Client, folder: &Path) -> Result<Self, ServiceError> {
         let logs = folder.join("services");
-        let log = logs.join(format!("{}.log", program.name));
+        // One that is started again has a log of its own.
+        let first = logs.join(format!("{}.log", program.name));
+        let log = match first.exists() {
+            true => logs.join(format!("{}-again.log", program.name)),
+            false => first,
+        };
         let file = fs::create_dir_all(&logs).and_then(|()| fs::File::create(&log));
         let file = file.map_err(|source| ServiceError::File { action: "make", path: log.clone(), source })?;
         let mut environment: Vec<(String, String)> = vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())];
@@ -119,6 +124,14 @@ impl Service {
                 .collect(),
         };
         Ok(Self { started, log, process })
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(super) async fn stop(self) -> Result<(), ServiceError> {
+        let failed = |reason: String| ServiceError::NotReady { name: "the daemon", reason, log: self.log.clone() };
+        self.process.signal(nix::sys::signal::Signal::SIGTERM).map_err(|error| failed(error.to_string()))?;
+        let ended = tokio::time::timeout(READY, self.process.wait()).await;
+        ended.map(drop).map_err(|_| failed(format!("{} did not end in time", self.started.name)))
     }
 
     /// The system bus.

@@ -18,6 +18,7 @@ const KEPT: usize = 1000;
 pub(super) async fn start(
     recorder: Recorder,
     changes: watch::Sender<Changes>,
+    asked: watch::Sender<Vec<String>>,
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<(), WatchError> {
     let failed = |source| WatchError::Bus { source };
@@ -31,7 +32,7 @@ pub(super) async fn start(
         .await
         .map_err(|error| failed(error.into()))?;
     let last = Rc::new(RefCell::new(None));
-    look(&asking, &recorder, &last, "start").await.map_err(failed)?;
+    look(&asking, &recorder, &last, &asked, "start").await.map_err(failed)?;
     let mut messages = MessageStream::from(listening);
     let mut network = changes.subscribe();
     tokio::task::spawn_local(async move {
@@ -67,7 +68,7 @@ pub(super) async fn start(
             let looked = tokio::select! {
                 biased;
                 _ = &mut stopped => return,
-                looked = look(&asking, &recorder, &last, &cause) => looked,
+                looked = look(&asking, &recorder, &last, &asked, &cause) => looked,
             };
             if let Err(error) = looked {
                 recorder.record(Event::Harness { problem: format!("failed to ask the resolver service for its settings: {error}") });
@@ -130,6 +131,7 @@ async fn look(
     bus: &Connection,
     recorder: &Recorder,
     last: &Rc<RefCell<Option<String>>>,
+    tell: &watch::Sender<Vec<String>>,
     cause: &str,
 ) -> zbus::Result<()> {
     let t = now(libc::CLOCK_REALTIME);
@@ -140,6 +142,7 @@ async fn look(
     }
     *last.borrow_mut() = Some(text.clone());
     let asked = settings.map(|settings| settings.asked()).unwrap_or_default();
+    tell.send_replace(asked.clone());
     recorder.record_at(
         t,
         Event::Resolver { service: "systemd-resolved".into(), cause: cause.into(), asked, settings: text },

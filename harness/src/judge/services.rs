@@ -1,0 +1,149 @@
+//! Findings about resolver services: what others wiped is applied again in time, and no other link's settings change.
+
+use super::{
+    order::is_approved,
+    recording::Recording,
+    timeline::{Life, Timeline},
+    verdict::{Finding, Verdict},
+};
+use crate::history::{Event, Record};
+use std::collections::BTreeMap;
+use watertight_protocol::{Settings, State};
+
+/// What others wiped is applied again within this time (RSD-4, as STA-5), in nanoseconds.
+const CORRECTION: u64 = 1_000_000_000;
+
+/// What a service was set to, at one moment.
+struct View<'a> {
+    at: usize,
+    record: &'a Record,
+    asked: &'a [String],
+    settings: &'a str,
+}
+
+/// All findings about resolver services.
+pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let views: Vec<View<'_>> = recording
+        .records
+        .iter()
+        .enumerate()
+        .filter_map(|(at, record)| match &record.event {
+            Event::Resolver { asked, settings, .. } => Some(View { at, record, asked, settings }),
+            _ => None,
+        })
+        .collect();
+    let mut found = corrected_late(recording, timeline, &views);
+    found.extend(others_changed(recording, timeline, &views));
+    found
+}
+
+/// RSD-4: settings that were wiped, or went with the service, are in force again within 1 s.
+fn corrected_late(recording: &Recording, timeline: &Timeline, views: &[View<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut found = Vec::new();
+    for (at, record) in recording.records.iter().enumerate() {
+        let Event::ServiceChanged { change } = &record.event else { continue };
+        let interval = timeline.at_record(at);
+        let held = interval.life == Life::Running && interval.state == Some(State::Connected);
+        let Some(settings) = settings_at(recording, at).filter(|_| held) else { continue };
+        let until = recording.records[at..]
+            .iter()
+            .position(|record| matches!(record.event, Event::Step { .. }))
+            .map_or(recording.records.len(), |offset| at + offset);
+        let mut wrong: Option<&View<'_>> = None;
+        let mut longest = 0;
+        for view in views.iter().filter(|view| view.at > at && view.at < until) {
+            match (approved(view.asked, settings), wrong) {
+                (false, None) => wrong = Some(view),
+                (true, Some(since)) => {
+                    longest = longest.max(view.record.t.saturating_sub(since.record.t));
+                    wrong = None;
+                }
+                _ => {}
+            }
+        }
+        if wrong.is_none() && longest <= CORRECTION {
+            continue;
+        }
+        let when = match wrong {
+            Some(view) => format!("never within the step; it asks {:?}", view.asked),
+            None => format!("after {:.1} s", longest as f64 / 1e9),
+        };
+        found.push(Finding {
+            requirement: "RSD-4".into(),
+            class: "R01".into(),
+            verdict: Verdict::Failed,
+            window: interval.label(steps, record.t),
+            summary: format!(
+                "expected the approved settings in systemd-resolved within 1 s of {change:?}; they were there {when}"
+            ),
+            count: 1,
+            evidence: None,
+            detail: wrong.map(|view| view.settings.to_owned()),
+        });
+    }
+    found
+}
+
+/// Whether approved servers, and no other, are asked.
+fn approved(asked: &[String], settings: &Settings) -> bool {
+    let lines: String = asked.iter().map(|server| format!("nameserver {server}\n")).collect();
+    is_approved(&format!("service\n{lines}"), settings)
+}
+
+fn settings_at(recording: &Recording, at: usize) -> Option<&Settings> {
+    recording.records[..at].iter().rev().find_map(|record| match &record.event {
+        Event::Settings(settings) => Some(settings),
+        _ => None,
+    })
+}
+
+/// RSD-2: no other link's settings change, at any moment.
+fn others_changed(recording: &Recording, timeline: &Timeline, views: &[View<'_>]) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut found: Vec<Finding> = Vec::new();
+    for pair in views.windows(2) {
+        let [before, after] = pair else { continue };
+        let interval = timeline.at_record(after.at);
+        let Some(settings) = settings_at(recording, after.at).filter(|_| interval.life != Life::Before) else {
+            continue;
+        };
+        let (old, new) = (links(before.settings), links(after.settings));
+        for (key, value) in &new {
+            let (link, property) = key;
+            // Whether a link gets the rest of the names follows from other settings and from its carrier.
+            if *link == settings.tunnel.interface || *property == "DefaultRoute" {
+                continue;
+            }
+            let Some(was) = old.get(key).filter(|was| *was != value) else { continue };
+            let finding = Finding {
+                requirement: "RSD-2".into(),
+                class: "R02".into(),
+                verdict: Verdict::Failed,
+                window: interval.label(steps, after.record.t),
+                summary: format!(
+                    "expected the settings of {link} in systemd-resolved untouched; {property} went from '{was}' to '{value}'"
+                ),
+                count: 1,
+                evidence: None,
+                detail: None,
+            };
+            if !found.iter().any(|known| known.summary == finding.summary) {
+                found.push(finding);
+            }
+        }
+    }
+    found
+}
+
+/// A view's settings by link and property.
+fn links(settings: &str) -> BTreeMap<(&str, &str), &str> {
+    let lines = settings.lines().filter_map(|line| line.strip_prefix("link "));
+    lines
+        .filter_map(|line| {
+            let (link, rest) = line.split_once(' ')?;
+            let (property, value) = rest.split_once(' ').unwrap_or((rest, ""));
+            Some(((link, property), value))
+        })
+        .collect()
+}
