@@ -39,6 +39,9 @@ fn write(profile: Profile, original: Original) -> Result<(), CaseError> {
     let written = match profile {
         Profile::SystemdResolved => link("../run/systemd/resolve/stub-resolv.conf"),
         Profile::SystemdResolvedUplink => link("../run/systemd/resolve/resolv.conf"),
+        // It finds none and makes one.
+        Profile::Openresolv => remove(Path::new(RESOLV_CONF)),
+        Profile::DebianResolvconf => link("../run/resolvconf/resolv.conf"),
         Profile::StaticFile | Profile::SystemdResolvedForeign => resolv_conf(original),
     };
     written.map_err(failed(&format!("write {RESOLV_CONF}")))

@@ -30,8 +30,22 @@ pub const SYSTEMD_RESOLVED: Layer = Layer {
     programs: &["lib/systemd/systemd-resolved", "bin/dbus-daemon"],
 };
 
+/// Roy Marples' resolvconf.
+pub const OPENRESOLV: Layer = Layer {
+    name: "openresolv",
+    packages: &["openresolv"],
+    programs: &["sbin/resolvconf", "lib/resolvconf/libc"],
+};
+
+/// Debian's own resolvconf.
+pub const DEBIAN_RESOLVCONF: Layer = Layer {
+    name: "debian-resolvconf",
+    packages: &["resolvconf"],
+    programs: &["sbin/resolvconf", "lib/resolvconf/list-records"],
+};
+
 /// All layers.
-pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED];
+pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED, OPENRESOLV, DEBIAN_RESOLVCONF];
 
 /// Where a layer's software is.
 #[derive(Debug, Clone, PartialEq, Eq)]

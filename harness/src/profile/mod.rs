@@ -4,6 +4,7 @@
 //! What a profile's client is (programs, users, files, who is told of the uplink) is here, one file a daemon; which
 //! scenarios use which profile is theirs to say.
 
+mod resolvconf;
 mod resolved;
 mod service;
 
@@ -30,6 +31,8 @@ impl Profile {
             Profile::SystemdResolved | Profile::SystemdResolvedUplink | Profile::SystemdResolvedForeign => {
                 &[layer::SYSTEMD_RESOLVED]
             }
+            Profile::Openresolv => &[layer::OPENRESOLV],
+            Profile::DebianResolvconf => &[layer::DEBIAN_RESOLVCONF],
         }
     }
 
@@ -72,6 +75,15 @@ impl Services {
             node.run(|| async { service::prepare_users() }).await??;
             services.running.push(Service::bus(client, folder).await?);
             services.running.push(resolved::start(client, node, folder).await?);
+        }
+        let once = match profile {
+            Profile::Openresolv => Some((&layer::OPENRESOLV, "openresolv")),
+            Profile::DebianResolvconf => Some((&layer::DEBIAN_RESOLVCONF, "resolvconf")),
+            _ => None,
+        };
+        if let Some((layer, package)) = once {
+            let started = resolvconf::start(client, layer, package, folder).await?;
+            recorder.record(Event::ServiceStarted(started));
         }
         for service in &services.running {
             recorder.record(Event::ServiceStarted(service.started.clone()));

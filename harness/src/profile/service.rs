@@ -182,7 +182,7 @@ fn keep(mut from: impl AsyncRead + Unpin + Send + 'static, file: fs::File) {
 }
 
 /// A package's version: from the layer's list, or from the machine's own (dpkg).
-fn version(package: &str, layer: &Layer) -> String {
+pub(super) fn version(package: &str, layer: &Layer) -> String {
     let kept = layer.contents().unwrap_or_default().into_iter().find(|kept| kept.name == package);
     kept.map(|kept| kept.version).or_else(|| installed(package)).unwrap_or_else(|| "unknown".into())
 }

@@ -1,0 +1,65 @@
+//! resolvconf, openresolv's or Debian's: no daemon, but a program that whoever configures the uplink tells of its servers
+//! (resolvconf(8)).
+
+use super::service::{READY, ServiceError, Started, version};
+use crate::{
+    layer::Layer,
+    sandbox::{Client, ProcessEnd, Spawn},
+    testbed::plan::{ISP_V4, LAN_V4, UPLINK},
+};
+use std::path::Path;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The program, in both packages.
+const PROGRAM: &str = "/usr/sbin/resolvconf";
+
+/// Prepares it as its package's installation would, and gives it the uplink's record as a DHCP client would.
+pub(super) async fn start(
+    client: &Client,
+    layer: &'static Layer,
+    package: &'static str,
+    folder: &Path,
+) -> Result<Started, ServiceError> {
+    if package == "resolvconf" {
+        call(client, &["--create-runtime-directories"], "", folder).await?;
+        call(client, &["--enable-updates"], "", folder).await?;
+    }
+    let record = format!("nameserver {LAN_V4}\nnameserver {ISP_V4}\n");
+    let name = format!("{UPLINK}.dhclient");
+    call(client, &["-a", &name], &record, folder).await?;
+    Ok(Started {
+        name: package.into(),
+        program: PROGRAM.into(),
+        version: version(package, layer),
+        pid: 0,
+        command_line: vec![PROGRAM.into(), "-a".into(), name],
+    })
+}
+
+/// Runs it once, to its end.
+async fn call(client: &Client, arguments: &[&str], input: &str, folder: &Path) -> Result<(), ServiceError> {
+    let spawn = Spawn {
+        program: PROGRAM.into(),
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        environment: vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())],
+        user: None,
+    };
+    let mut process = spawn.start(client).await?;
+    let work = async {
+        if let Some(mut stdin) = process.stdin.take() {
+            // A program that does not read is judged by how it ends.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        let mut said = String::new();
+        if let Some(mut stderr) = process.stderr.take() {
+            let _ = stderr.read_to_string(&mut said).await;
+        }
+        (process.wait().await, said)
+    };
+    let failed = |reason: String| ServiceError::NotReady { name: "resolvconf", reason, log: folder.into() };
+    match tokio::time::timeout(READY, work).await {
+        Ok((ProcessEnd::Exited(0), _)) => Ok(()),
+        Ok((end, said)) => Err(failed(format!("`resolvconf {}` ended with {end:?}: {said}", arguments.join(" ")))),
+        Err(_) => Err(failed(format!("`resolvconf {}` did not end in time", arguments.join(" ")))),
+    }
+}
