@@ -17,3 +17,10 @@ pub fn repeats() -> u32 {
         Err(_) => 1,
     }
 }
+
+/// The workspace's folder, as whoever runs the tests says: a test program may come from a target directory that several
+/// checkouts share, and then remembers another one's.
+pub fn workspace() -> std::path::PathBuf {
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    std::path::PathBuf::from(own).join("..")
+}

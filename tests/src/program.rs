@@ -111,7 +111,7 @@ fn build(places: &Places) -> PathBuf {
             "json-render-diagnostics",
         ])
         .arg("--manifest-path")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))
+        .arg(crate::workspace().join("Cargo.toml"))
         .arg("--profile")
         .arg(if places.profile == "debug" { "dev" } else { &places.profile })
         .arg("--target-dir")

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
 };
 use watertight::{
     report::ReportFile,
@@ -123,7 +122,7 @@ fn the_schema_of_reports_is_that_of_the_type() {
 }
 
 fn published(file: &str, schema: schemars::Schema) {
-    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    let path = watertight_tests::workspace().join(file);
     let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
     text.push('\n');
     if std::env::var_os("UPDATE_SCHEMAS").is_some_and(|value| value == "1") {

@@ -1,10 +1,14 @@
 //! What a node is to have: kernel settings, links, interfaces that are up, addresses, routes. One conversation with the
 //! kernel for each node, so that a case's network is there in milliseconds.
 
-use super::topology::{Link, TopologyError};
+use super::{
+    plan::LAN_LINK_LOCAL,
+    topology::{Link, TopologyError},
+};
 use crate::sandbox::{Node, SandboxError};
+use futures::StreamExt;
 use nlink::{
-    Connection, Route,
+    Connection, Route, RtnetlinkGroup,
     netlink::{
         addr::{Ipv4Address, Ipv6Address},
         link::VethLink,
@@ -16,7 +20,9 @@ use std::{
     future::Future,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
+use tokio::time::{Instant, timeout_at};
 
 /// An address, or a destination, with the length of its prefix in bits.
 pub(super) type Network = (IpAddr, u8);
@@ -129,6 +135,52 @@ impl Hop {
             }
         }
     }
+}
+
+/// Waits until interfaces have the link-local addresses that the kernel gives them: only then does IPv6 work on them, and none
+/// appears after the first snapshot. That is when the kernel's link watch has seen the carrier: up to a second after both
+/// ends are up, or, since Linux 6.9, when somebody asks about the link.
+pub(super) async fn settled(node: &Node, name: &'static str, interfaces: &[&'static str]) -> Result<(), TopologyError> {
+    const DEADLINE: Duration = Duration::from_secs(10);
+    let interfaces = interfaces.to_vec();
+    node.run(move || async move {
+        let failed = |source| TopologyError::Netlink {
+            action: format!("see the link-local addresses of {}", interfaces.join(", ")),
+            node: name,
+            source,
+        };
+        let listener = Connection::<Route>::new().map_err(failed)?;
+        listener.subscribe(&[RtnetlinkGroup::Ipv6Addr]).map_err(failed)?;
+        let mut events = listener.into_events().await;
+        let connection = Connection::<Route>::new().map_err(failed)?;
+        let mut missing =
+            interfaces.iter().map(|interface| index_of(interface)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            for index in &missing {
+                connection.get_link_by_index(*index).await.map_err(failed)?;
+            }
+            for address in connection.get_addresses().await.map_err(failed)? {
+                let from_kernel = |v6: &Ipv6Addr| v6.is_unicast_link_local() && *v6 != LAN_LINK_LOCAL;
+                if matches!(address.address(), Some(IpAddr::V6(v6)) if from_kernel(v6)) {
+                    missing.retain(|index| *index != address.ifindex());
+                }
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            match timeout_at(deadline, events.next()).await {
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => return Err(failed(error)),
+                Ok(None) => return Err(failed(nlink::Error::invalid_message("notifications ended"))),
+                Err(_) => {
+                    let text = format!("none within {} s; is IPv6 switched off in this kernel?", DEADLINE.as_secs());
+                    return Err(failed(nlink::Error::invalid_message(text)));
+                }
+            }
+        }
+    })
+    .await?
 }
 
 /// An interface's index in the calling thread's network namespace (if_nametoindex(3)).

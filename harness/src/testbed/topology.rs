@@ -2,7 +2,7 @@
 //! before [`Topology::start`] see every frame from the link's very first.
 
 use super::{
-    configure::{FORWARD, Wanted, prepared, sysctl, v4, v6, veth},
+    configure::{FORWARD, Wanted, prepared, settled, sysctl, v4, v6, veth},
     plan::*,
 };
 use crate::sandbox::{Client, Node, SandboxError};
@@ -199,10 +199,19 @@ impl Topology {
             stateful_rule(&self.client),
         )?;
         client.apply(&self.client, "client").await?;
-        match guest {
-            Some((node, wanted)) => wanted.apply(node, "guest").await,
-            None => Ok(()),
+        let mut client_links = vec![UPLINK];
+        if let Some((node, wanted)) = guest {
+            wanted.apply(node, "guest").await?;
+            settled(node, "guest", &[GUEST.far]).await?;
+            client_links.push(GUEST.near);
         }
+        try_join!(
+            settled(&self.router, "router", &["lan0", "wan0"]),
+            settled(&self.internet, "internet", &["isp0", "dc0"]),
+            settled(&self.relay, "relay", &["net0"]),
+            settled(&self.client, "client", &client_links),
+        )?;
+        Ok(())
     }
 
     /// Sends whatever arrives through the tunnel to the relay's own resolvers, whichever address it asks.
