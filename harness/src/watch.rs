@@ -98,12 +98,7 @@ pub struct Watch {
 impl Watch {
     /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening.
     /// Where there is a system bus, it is watched too.
-    pub async fn start(
-        node: Node,
-        recorder: Recorder,
-        resolver_file: PathBuf,
-        bus: bool,
-    ) -> Result<Self, WatchError> {
+    pub async fn start(node: Node, recorder: Recorder, resolver_file: PathBuf, bus: bool) -> Result<Self, WatchError> {
         let (tamper, tamperings) = mpsc::unbounded_channel();
         let (counted, changes) = watch::channel(Changes::default());
         let (listening, stopped) = oneshot::channel();

@@ -101,9 +101,7 @@ impl Engine {
         if let Err(layer) = plan.axes.profile.folders() {
             recorder.record(Event::Case(header(&plan, None)));
             recorder.record(Event::NoSoftware { reason: layer.missing() });
-            return recorder
-                .finish()
-                .map_err(|source| CaseError::File { action: "finish the history".into(), source });
+            return recorder.finish().map_err(|source| CaseError::File { action: "finish the history".into(), source });
         }
         let result = Self::run_recorded(plan, isolation, recorder.clone()).await;
         if let Err(error) = &result {
@@ -127,8 +125,7 @@ impl Engine {
         recorder.record(Event::Case(header(&plan, no_user.clone())));
         let profile = plan.axes.profile;
         let layers = profile.folders().map_err(|layer| CaseError::Layer(layer.missing()))?;
-        let (client, topology) =
-            Topology::build(isolation.rootless, layers, plan.definition.testbed.guest).await?;
+        let (client, topology) = Topology::build(isolation.rootless, layers, plan.definition.testbed.guest).await?;
         let late = plan.sabotage == Some(Sabotage::LateCapture);
         if late {
             topology.start().await?;
@@ -174,8 +171,9 @@ impl Engine {
             None => None,
         };
         let lan = start_agent_beside(&topology.router).await?;
-        let watch = Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into(), profile.has_resolved())
-            .await?;
+        let watch =
+            Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into(), profile.has_resolved())
+                .await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
         ignore_pids.extend(services.pids());
         if let Some(user) = &user {

@@ -1,7 +1,11 @@
 //! The client's original configuration: what a profile and a shape of resolv.conf put on its disk.
 
 use super::CaseError;
-use crate::{sandbox::Node, scenario::{Original, Profile}, testbed::plan::*};
+use crate::{
+    sandbox::Node,
+    scenario::{Original, Profile},
+    testbed::plan::*,
+};
 use std::{
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},

@@ -51,7 +51,15 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
                 let Some((hash, content)) = file else { continue };
                 let content = seen_through(content, asked);
                 if matches!(content, Cow::Owned(_)) {
-                    all.push(Effective { at, record, cause: "service", by_harness: false, hash, content, changed: None });
+                    all.push(Effective {
+                        at,
+                        record,
+                        cause: "service",
+                        by_harness: false,
+                        hash,
+                        content,
+                        changed: None,
+                    });
                 }
             }
             _ => {}

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     history::Event,
-    scenario::{Profile, Expected, Fault, Step},
+    scenario::{Expected, Fault, Profile, Step},
     snapshot::{self, Occasion, Tolerance},
     watch::nameservers,
 };

@@ -55,10 +55,11 @@ pub fn fetch(layer: &Layer) -> Result<(), FetchError> {
     let folder = layer.folder();
     let parent = folder.parent().expect("below the cache");
     make(parent)?;
-    let work = tempfile::Builder::new()
-        .prefix(".fetch-")
-        .tempdir_in(parent)
-        .map_err(|source| FetchError::File { action: "make a folder in", path: parent.into(), source })?;
+    let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(parent).map_err(|source| FetchError::File {
+        action: "make a folder in",
+        path: parent.into(),
+        source,
+    })?;
     let apt = Apt::new()?;
     let packages = apt.needed(layer)?;
     let downloads = work.path().join("downloads");

@@ -31,11 +31,8 @@ pub const SYSTEMD_RESOLVED: Layer = Layer {
 };
 
 /// Roy Marples' resolvconf.
-pub const OPENRESOLV: Layer = Layer {
-    name: "openresolv",
-    packages: &["openresolv"],
-    programs: &["sbin/resolvconf", "lib/resolvconf/libc"],
-};
+pub const OPENRESOLV: Layer =
+    Layer { name: "openresolv", packages: &["openresolv"], programs: &["sbin/resolvconf", "lib/resolvconf/libc"] };
 
 /// Debian's own resolvconf.
 pub const DEBIAN_RESOLVCONF: Layer = Layer {
@@ -83,9 +80,10 @@ impl Layer {
         // The list is written last: a folder without it is the remains of a fetch that was broken off. What the machine
         // has itself is in no package that was fetched.
         let complete = folder.join(PACKAGES).is_file()
-            && self.programs.iter().all(|program| {
-                folder.join("usr").join(program).is_file() || Path::new("/usr").join(program).is_file()
-            });
+            && self
+                .programs
+                .iter()
+                .all(|program| folder.join("usr").join(program).is_file() || Path::new("/usr").join(program).is_file());
         if complete { Place::Folder(folder) } else { Place::Missing }
     }
 

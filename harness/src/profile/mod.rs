@@ -82,7 +82,7 @@ impl Services {
             _ => None,
         };
         if let Some((layer, package)) = once {
-            let started = resolvconf::start(client, layer, package, folder).await?;
+            let started = resolvconf::start(client, node, layer, package, folder).await?;
             recorder.record(Event::ServiceStarted(started));
         }
         for service in &services.running {

@@ -4,10 +4,10 @@
 use super::service::{READY, ServiceError, Started, version};
 use crate::{
     layer::Layer,
-    sandbox::{Client, ProcessEnd, Spawn},
+    sandbox::{Client, Node, ProcessEnd, Spawn},
     testbed::plan::{ISP_V4, LAN_V4, UPLINK},
 };
-use std::path::Path;
+use std::{fs, path::Path};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The program, in both packages.
@@ -16,12 +16,13 @@ const PROGRAM: &str = "/usr/sbin/resolvconf";
 /// Prepares it as its package's installation would, and gives it the uplink's record as a DHCP client would.
 pub(super) async fn start(
     client: &Client,
+    node: &Node,
     layer: &'static Layer,
     package: &'static str,
     folder: &Path,
 ) -> Result<Started, ServiceError> {
     if package == "resolvconf" {
-        call(client, &["--create-runtime-directories"], "", folder).await?;
+        node.run(|| async { runtime_files() }).await??;
         call(client, &["--enable-updates"], "", folder).await?;
     }
     let record = format!("nameserver {LAN_V4}\nnameserver {ISP_V4}\n");
@@ -34,6 +35,18 @@ pub(super) async fn start(
         pid: 0,
         command_line: vec![PROGRAM.into(), "-a".into(), name],
     })
+}
+
+/// What the package has made at boot (tmpfiles.d/resolvconf.conf).
+fn runtime_files() -> Result<(), ServiceError> {
+    let folder = Path::new("/run/resolvconf/interface");
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ServiceError::File { action: "make", path, source }
+    };
+    fs::create_dir_all(folder).map_err(failed(folder))?;
+    let file = Path::new("/run/resolvconf/resolv.conf");
+    fs::write(file, b"").map_err(failed(file))
 }
 
 /// Runs it once, to its end.

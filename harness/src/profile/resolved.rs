@@ -274,7 +274,13 @@ mod tests {
 
     fn link(name: &str, servers: &[&str], domains: &[&str], default_route: bool) -> LinkSettings {
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-        LinkSettings { name: name.into(), servers: owned(servers), domains: owned(domains), default_route, rest: vec![] }
+        LinkSettings {
+            name: name.into(),
+            servers: owned(servers),
+            domains: owned(domains),
+            default_route,
+            rest: vec![],
+        }
     }
 
     #[test]

@@ -81,6 +81,10 @@ pub struct ToleratedRemain {
 /// All that is tolerated. Each only while it is empty.
 pub const TOLERATED_REMAINS: &[ToleratedRemain] = &[
     ToleratedRemain { path: "/run/wireguard", reason: "wireguard-go makes it for its sockets and leaves it" },
+    ToleratedRemain {
+        path: "/run/resolvconf/exclusive",
+        reason: "openresolv makes it for exclusive records and leaves it",
+    },
     ToleratedRemain { path: "/run/xtables.lock", reason: "iptables locks it and leaves it" },
 ];
 

@@ -88,11 +88,7 @@ impl Topology {
 
     /// Makes the client machine, nodes and links; the near ends stay down. What is on different nodes is made at the same
     /// time. The machine is to outlive the topology.
-    pub async fn build(
-        rootless: bool,
-        layers: Vec<PathBuf>,
-        guest: bool,
-    ) -> Result<(Client, Self), TopologyError> {
+    pub async fn build(rootless: bool, layers: Vec<PathBuf>, guest: bool) -> Result<(Client, Self), TopologyError> {
         let machine = tokio::task::spawn_blocking(move || Client::start(rootless, &layers));
         let far = |name| async move { prepared(Node::new(name), name, true).await };
         let ((machine, client), router, internet, relay, guest) = try_join!(

@@ -71,7 +71,9 @@ pub(super) async fn start(
                 looked = look(&asking, &recorder, &last, &asked, &cause) => looked,
             };
             if let Err(error) = looked {
-                recorder.record(Event::Harness { problem: format!("failed to ask the resolver service for its settings: {error}") });
+                recorder.record(Event::Harness {
+                    problem: format!("failed to ask the resolver service for its settings: {error}"),
+                });
             }
         }
     });
