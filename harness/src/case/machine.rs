@@ -44,7 +44,7 @@ fn write(profile: Profile, original: Original) -> Result<(), CaseError> {
         Profile::SystemdResolved => link("../run/systemd/resolve/stub-resolv.conf"),
         Profile::SystemdResolvedUplink => link("../run/systemd/resolve/resolv.conf"),
         // It finds none and makes one.
-        Profile::Openresolv => remove(Path::new(RESOLV_CONF)),
+        Profile::NetworkManager | Profile::Openresolv => remove(Path::new(RESOLV_CONF)),
         Profile::DebianResolvconf => link("../run/resolvconf/resolv.conf"),
         Profile::StaticFile | Profile::SystemdResolvedForeign => resolv_conf(original),
     };

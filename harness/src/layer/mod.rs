@@ -30,6 +30,13 @@ pub const SYSTEMD_RESOLVED: Layer = Layer {
     programs: &["lib/systemd/systemd-resolved", "bin/dbus-daemon"],
 };
 
+/// NetworkManager, with dnsmasq, which it can start.
+pub const NETWORK_MANAGER: Layer = Layer {
+    name: "network-manager",
+    packages: &["network-manager", "dnsmasq-base", "dbus-daemon"],
+    programs: &["sbin/NetworkManager", "sbin/dnsmasq", "bin/dbus-daemon"],
+};
+
 /// Roy Marples' resolvconf.
 pub const OPENRESOLV: Layer =
     Layer { name: "openresolv", packages: &["openresolv"], programs: &["sbin/resolvconf", "lib/resolvconf/libc"] };
@@ -42,7 +49,7 @@ pub const DEBIAN_RESOLVCONF: Layer = Layer {
 };
 
 /// All layers.
-pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED, OPENRESOLV, DEBIAN_RESOLVCONF];
+pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED, NETWORK_MANAGER, OPENRESOLV, DEBIAN_RESOLVCONF];
 
 /// Where a layer's software is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! What a profile's client is (programs, users, files, who is told of the uplink) is here, one file a daemon; which
 //! scenarios use which profile is theirs to say.
 
+mod network_manager;
 mod resolvconf;
 mod resolved;
 mod service;
@@ -31,6 +32,7 @@ impl Profile {
             Profile::SystemdResolved | Profile::SystemdResolvedUplink | Profile::SystemdResolvedForeign => {
                 &[layer::SYSTEMD_RESOLVED]
             }
+            Profile::NetworkManager => &[layer::NETWORK_MANAGER],
             Profile::Openresolv => &[layer::OPENRESOLV],
             Profile::DebianResolvconf => &[layer::DEBIAN_RESOLVCONF],
         }
@@ -75,6 +77,11 @@ impl Services {
             node.run(|| async { service::prepare_users() }).await??;
             services.running.push(Service::bus(client, folder).await?);
             services.running.push(resolved::start(client, node, folder).await?);
+        }
+        if profile == Profile::NetworkManager {
+            node.run(|| async { service::prepare_users() }).await??;
+            services.running.push(Service::bus(client, folder).await?);
+            services.running.push(network_manager::start(client, node, folder).await?);
         }
         let once = match profile {
             Profile::Openresolv => Some((&layer::OPENRESOLV, "openresolv")),

@@ -61,7 +61,7 @@ async fn start_with(client: &Client, node: &Node, folder: &Path, first: bool) ->
     let service = Service::start(&program, client, folder).await?;
     let ready = node.run(move || async move {
         let bus = connect().await?;
-        wait_for_owner(&bus).await?;
+        wait_for_name(&bus, NAME).await?;
         if first { configure_uplink(&bus).await } else { Ok(()) }
     });
     let mut end = service.process.end();
@@ -81,10 +81,11 @@ pub(crate) async fn connect() -> zbus::Result<Connection> {
     zbus::connection::Builder::address(BUS_ADDRESS).method_timeout(READY).build().await
 }
 
-async fn wait_for_owner(bus: &Connection) -> zbus::Result<()> {
+/// Returns when somebody owns the name.
+pub(super) async fn wait_for_name(bus: &Connection, name: &'static str) -> zbus::Result<()> {
     let proxy = DBusProxy::new(bus).await?;
-    let mut changes = proxy.receive_name_owner_changed_with_args(&[(0, NAME)]).await?;
-    while !proxy.name_has_owner(NAME.try_into()?).await? {
+    let mut changes = proxy.receive_name_owner_changed_with_args(&[(0, name)]).await?;
+    while !proxy.name_has_owner(name.try_into()?).await? {
         changes.next().await;
     }
     Ok(())

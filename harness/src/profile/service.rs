@@ -43,6 +43,12 @@ pub enum ServiceError {
         /// Its log.
         log: PathBuf,
     },
+    /// The uplink could not be handed over.
+    #[error("failed to remove the uplink's addresses: {source}")]
+    Uplink {
+        /// The kernel's words.
+        source: nlink::Error,
+    },
     /// It did not do what it was asked on the bus.
     #[error("{service} did not answer as it should: {source}")]
     Bus {

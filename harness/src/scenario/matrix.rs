@@ -37,6 +37,8 @@ pub enum Profile {
     SystemdResolvedUplink,
     /// systemd-resolved runs, and /etc/resolv.conf is somebody else's file.
     SystemdResolvedForeign,
+    /// NetworkManager, which writes /etc/resolv.conf.
+    NetworkManager,
     /// openresolv, which writes /etc/resolv.conf.
     Openresolv,
     /// Debian's resolvconf, /etc/resolv.conf a link to the file that it writes.
