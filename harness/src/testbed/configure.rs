@@ -11,6 +11,7 @@ use nlink::{
     Connection, Route, RtnetlinkGroup,
     netlink::{
         addr::{Ipv4Address, Ipv6Address},
+        batch::Batch,
         link::VethLink,
         route::{Ipv4Route, Ipv6Route},
         types::route::RouteType,
@@ -94,18 +95,23 @@ impl Wanted {
                 };
             }
         }
+        let (batched, single): (Vec<Hop>, Vec<Hop>) = self.routes.into_iter().partition(Hop::is_found_by_gateway);
+        for hop in batched {
+            let (destination, length) = hop.destination;
+            actions.push(format!("add the route {destination}/{length}"));
+            batch = hop.add_to(batch);
+        }
         if !actions.is_empty() {
-            let results = batch.execute().await.map_err(failed("add addresses"))?;
+            let results = batch.execute().await.map_err(failed("add addresses and routes"))?;
             if results.len() != actions.len() {
                 let source = nlink::Error::invalid_message(format!("{} answers to {}", results.len(), actions.len()));
-                return Err(failed("add addresses")(source));
+                return Err(failed("add addresses and routes")(source));
             }
             if let Some((at, error)) = results.errors().next() {
                 return Err(failed(&actions[at])(nlink::Error::invalid_message(error.to_string())));
             }
         }
-        // Not in a batch: nlink 0.33 leaves the device out of a batch's routes.
-        for hop in self.routes {
+        for hop in single {
             let (destination, length) = hop.destination;
             hop.add(&connection).await.map_err(failed(&format!("add the route {destination}/{length}")))?;
         }
@@ -114,6 +120,25 @@ impl Wanted {
 }
 
 impl Hop {
+    /// Whether the kernel finds the device by itself, from the gateway's address. nlink 0.33 leaves the device out of a batch's
+    /// routes, so that the others cannot be in one.
+    fn is_found_by_gateway(&self) -> bool {
+        match self.via {
+            Some(IpAddr::V4(_)) => true,
+            Some(IpAddr::V6(via)) => !via.is_unicast_link_local(),
+            None => false,
+        }
+    }
+
+    fn add_to<'a>(&self, batch: Batch<'a>) -> Batch<'a> {
+        let length = self.destination.1;
+        match (self.destination.0, self.via) {
+            (IpAddr::V4(to), Some(IpAddr::V4(via))) => batch.add_route(Ipv4Route::from_addr(to, length).gateway(via)),
+            (IpAddr::V6(to), Some(IpAddr::V6(via))) => batch.add_route(Ipv6Route::from_addr(to, length).gateway(via)),
+            _ => batch,
+        }
+    }
+
     async fn add(&self, connection: &Connection<Route>) -> Result<(), nlink::Error> {
         let index = index_of(self.device)?;
         let kind = if self.via.is_none() { RouteType::Local } else { RouteType::Unicast };
@@ -149,23 +174,20 @@ pub(super) async fn settled(node: &Node, name: &'static str, interfaces: &[&'sta
             node: name,
             source,
         };
-        let listener = Connection::<Route>::new().map_err(failed)?;
-        listener.subscribe(&[RtnetlinkGroup::Ipv6Addr]).map_err(failed)?;
-        let mut events = listener.into_events().await;
         let connection = Connection::<Route>::new().map_err(failed)?;
         let mut missing =
             interfaces.iter().map(|interface| index_of(interface)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        look(&connection, &mut missing).await.map_err(failed)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let listener = Connection::<Route>::new().map_err(failed)?;
+        listener.subscribe(&[RtnetlinkGroup::Ipv6Addr]).map_err(failed)?;
+        let mut events = listener.into_events().await;
         let deadline = Instant::now() + DEADLINE;
         loop {
-            for index in &missing {
-                connection.get_link_by_index(*index).await.map_err(failed)?;
-            }
-            for address in connection.get_addresses().await.map_err(failed)? {
-                let from_kernel = |v6: &Ipv6Addr| v6.is_unicast_link_local() && *v6 != LAN_LINK_LOCAL;
-                if matches!(address.address(), Some(IpAddr::V6(v6)) if from_kernel(v6)) {
-                    missing.retain(|index| *index != address.ifindex());
-                }
-            }
+            // Again after listening began, so that nothing falls between.
+            look(&connection, &mut missing).await.map_err(failed)?;
             if missing.is_empty() {
                 return Ok(());
             }
@@ -181,6 +203,20 @@ pub(super) async fn settled(node: &Node, name: &'static str, interfaces: &[&'sta
         }
     })
     .await?
+}
+
+/// Asks about the links, and takes those that have their address off the list.
+async fn look(connection: &Connection<Route>, missing: &mut Vec<u32>) -> Result<(), nlink::Error> {
+    for index in &*missing {
+        connection.get_link_by_index(*index).await?;
+    }
+    for address in connection.get_addresses().await? {
+        let from_kernel = |v6: &Ipv6Addr| v6.is_unicast_link_local() && *v6 != LAN_LINK_LOCAL;
+        if matches!(address.address(), Some(IpAddr::V6(v6)) if from_kernel(v6)) {
+            missing.retain(|index| *index != address.ifindex());
+        }
+    }
+    Ok(())
 }
 
 /// An interface's index in the calling thread's network namespace (if_nametoindex(3)).

@@ -2,7 +2,7 @@
 //! before [`Topology::start`] see every frame from the link's very first.
 
 use super::{
-    configure::{FORWARD, Wanted, prepared, settled, sysctl, v4, v6, veth},
+    configure::{FORWARD, Network, Wanted, prepared, settled, sysctl, v4, v6, veth},
     plan::*,
 };
 use crate::sandbox::{Client, Node, SandboxError};
@@ -16,7 +16,7 @@ use nlink::{
     },
 };
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 use tokio::try_join;
@@ -86,30 +86,25 @@ impl Topology {
     /// The captured uplink.
     pub const UPLINK: Link = UPLINK_LINK;
 
-    /// Makes the client machine, nodes and links; the near ends stay down. What is on different nodes is made at the same
-    /// time. The machine is to outlive the topology.
+    /// Makes the client machine, nodes and links; the client's own links stay down. The far side is made while the machine is.
+    /// The machine is to outlive the topology.
     pub async fn build(rootless: bool, layers: Vec<PathBuf>, guest: bool) -> Result<(Client, Self), TopologyError> {
         let machine = tokio::task::spawn_blocking(move || Client::start(rootless, &layers));
-        let far = |name| async move { prepared(Node::new(name), name, true).await };
-        let ((machine, client), router, internet, relay, guest) = try_join!(
+        let ((machine, client), (router, internet, relay), guest) = try_join!(
             async {
                 let machine = machine.await.map_err(|_| SandboxError::NodeGone("client".into()))??;
                 let node = prepared(machine.node("client"), "client", false).await?;
                 Ok((machine, node))
             },
-            far("router"),
-            far("internet"),
-            far("relay"),
-            async { if guest { far("guest").await.map(Some) } else { Ok(None) } },
+            far_side(),
+            async { if guest { prepared(Node::new("guest"), "guest", true).await.map(Some) } else { Ok(None) } },
         )?;
         let this = Self { client, router, internet, relay, guest };
         try_join!(
-            this.link(&this.client, "client", UPLINK_LINK, (&this.router, "router"), Some((CLIENT_MAC, ROUTER_MAC))),
-            this.link(&this.router, "router", WAN, (&this.internet, "internet"), None),
-            this.link(&this.internet, "internet", HOSTING, (&this.relay, "relay"), None),
+            link(&this.client, "client", UPLINK_LINK, (&this.router, "router"), Some((CLIENT_MAC, ROUTER_MAC))),
             async {
                 match &this.guest {
-                    Some(guest) => this.link(&this.client, "client", GUEST, (guest, "guest"), None).await,
+                    Some(guest) => link(&this.client, "client", GUEST, (guest, "guest"), None).await,
                     None => Ok(()),
                 }
             },
@@ -117,76 +112,32 @@ impl Topology {
         Ok((machine, this))
     }
 
-    /// A link whose far end is up.
-    async fn link(
-        &self,
-        near: &Node,
-        name: &'static str,
-        link: Link,
-        far: (&Node, &'static str),
-        addresses: Option<([u8; 6], [u8; 6])>,
-    ) -> Result<(), TopologyError> {
-        veth(near, name, link, far.0.network_namespace().await?, addresses).await?;
-        Wanted::new().interface(link.far, []).apply(far.0, far.1).await
-    }
-
-    /// Brings the near ends up and gives everything its addresses and routes.
+    /// Brings the client's links up and gives both ends their addresses and routes.
     pub async fn start(&self) -> Result<(), TopologyError> {
-        let anywhere = (v4(Ipv4Addr::UNSPECIFIED, 0), v6(Ipv6Addr::UNSPECIFIED, 0));
-        let router_wan = (Ipv4Addr::new(198, 51, 100, 1), wan_v6(1));
-        let hosting = (Ipv4Addr::new(203, 0, 113, 1), hosting_v6(1));
-        let mut router = Wanted::new()
-            .interface(
-                "lan0",
-                [
-                    v4(LAN_V4, 24),
-                    v4(LAN_SECOND_V4, 24),
-                    v4(LAN_SINK_V4, 24),
-                    v6(LAN_V6, 64),
-                    v6(LAN_ULA, 64),
-                    v6(LAN_LINK_LOCAL, 64),
-                ],
-            )
-            .interface("wan0", [v4(router_wan.0, 24), v6(router_wan.1, 64)])
-            .via(anywhere.0, WAN_PEER_V4, "wan0")
-            .via(anywhere.1, wan_v6(0xfe), "wan0");
-        let internet = Wanted::new()
-            .interface(
-                "isp0",
-                [
-                    v4(WAN_PEER_V4, 24),
-                    v6(wan_v6(0xfe), 64),
-                    v4(ISP_V4, 24),
-                    v6(ISP_V6, 64),
-                    v4(SINK_V4, 24),
-                    v6(SINK_V6, 64),
-                ],
-            )
-            .interface("dc0", [v4(hosting.0, 24), v6(hosting.1, 64)])
-            .via(v4(Ipv4Addr::new(192, 168, 1, 0), 24), router_wan.0, "isp0")
-            .via(v4(Ipv4Addr::new(172, 30, 0, 0), 24), router_wan.0, "isp0")
-            .via(v6(prefix(CLIENT_V6), 64), router_wan.1, "isp0")
-            .via(v6(prefix(CLIENT_ULA), 64), router_wan.1, "isp0")
-            .via(v6(prefix(GUEST_V6), 64), router_wan.1, "isp0")
-            // The resolver that answers at every address: whatever is not routed elsewhere is here.
-            .local(anywhere.0)
-            .local(anywhere.1);
-        let relay = Wanted::new()
-            .interface("net0", [v4(RELAY_V4, 24), v6(RELAY_V6, 64), (API.ip(), 24)])
-            .via(anywhere.0, hosting.0, "net0")
-            .via(anywhere.1, hosting.1, "net0");
+        let (anywhere_v4, anywhere_v6) = ANYWHERE;
+        let mut router = Wanted::new().interface(
+            "lan0",
+            [
+                v4(LAN_V4, 24),
+                v4(LAN_SECOND_V4, 24),
+                v4(LAN_SINK_V4, 24),
+                v6(LAN_V6, 64),
+                v6(LAN_ULA, 64),
+                v6(LAN_LINK_LOCAL, 64),
+            ],
+        );
         let mut client = Wanted::new()
             .interface(UPLINK, [v4(CLIENT_V4, 24), v6(CLIENT_V6, 64), v6(CLIENT_ULA, 64)])
-            .via(anywhere.0, LAN_V4, UPLINK)
-            .via(anywhere.1, LAN_LINK_LOCAL, UPLINK);
+            .via(anywhere_v4, LAN_V4, UPLINK)
+            .via(anywhere_v6, LAN_LINK_LOCAL, UPLINK);
         let mut guest = None;
         if let Some(node) = &self.guest {
             sysctl(&self.client, "client", &FORWARD).await?;
             client = client.interface(GUEST.near, [v4(GUEST_GATEWAY_V4, 24), v6(GUEST_GATEWAY_V6, 64)]);
             let wanted = Wanted::new()
                 .interface(GUEST.far, [v4(GUEST_V4, 24), v6(GUEST_V6, 64)])
-                .via(anywhere.0, GUEST_GATEWAY_V4, GUEST.far)
-                .via(anywhere.1, GUEST_GATEWAY_V6, GUEST.far);
+                .via(anywhere_v4, GUEST_GATEWAY_V4, GUEST.far)
+                .via(anywhere_v6, GUEST_GATEWAY_V6, GUEST.far);
             guest = Some((node, wanted));
             router = router.via(v4(Ipv4Addr::new(172, 30, 0, 0), 24), CLIENT_V4, "lan0").via(
                 v6(prefix(GUEST_V6), 64),
@@ -195,12 +146,7 @@ impl Topology {
             );
         }
         // The client comes up when everything that it could ask is there.
-        try_join!(
-            router.apply(&self.router, "router"),
-            internet.apply(&self.internet, "internet"),
-            relay.apply(&self.relay, "relay"),
-            stateful_rule(&self.client),
-        )?;
+        try_join!(router.apply(&self.router, "router"), stateful_rule(&self.client))?;
         client.apply(&self.client, "client").await?;
         let mut client_links = vec![UPLINK];
         if let Some((node, wanted)) = guest {
@@ -208,12 +154,7 @@ impl Topology {
             settled(node, "guest", &[GUEST.far]).await?;
             client_links.push(GUEST.near);
         }
-        try_join!(
-            settled(&self.router, "router", &["lan0", "wan0"]),
-            settled(&self.internet, "internet", &["isp0", "dc0"]),
-            settled(&self.relay, "relay", &["net0"]),
-            settled(&self.client, "client", &client_links),
-        )?;
+        try_join!(settled(&self.router, "router", &["lan0"]), settled(&self.client, "client", &client_links))?;
         Ok(())
     }
 
@@ -240,6 +181,74 @@ impl Topology {
             })
             .await?
     }
+}
+
+/// Every destination, of either family.
+const ANYWHERE: (Network, Network) = ((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0));
+
+/// Router, internet and relay, with all between them; no client can see it yet.
+async fn far_side() -> Result<(Node, Node, Node), TopologyError> {
+    let node = |name| async move { prepared(Node::new(name), name, true).await };
+    let (router, internet, relay) = try_join!(node("router"), node("internet"), node("relay"))?;
+    try_join!(
+        link(&router, "router", WAN, (&internet, "internet"), None),
+        link(&internet, "internet", HOSTING, (&relay, "relay"), None),
+    )?;
+    let (anywhere_v4, anywhere_v6) = ANYWHERE;
+    let router_wan = (Ipv4Addr::new(198, 51, 100, 1), wan_v6(1));
+    let hosting = (Ipv4Addr::new(203, 0, 113, 1), hosting_v6(1));
+    let of_router = Wanted::new()
+        .interface("wan0", [v4(router_wan.0, 24), v6(router_wan.1, 64)])
+        .via(anywhere_v4, WAN_PEER_V4, "wan0")
+        .via(anywhere_v6, wan_v6(0xfe), "wan0");
+    let of_internet = Wanted::new()
+        .interface(
+            "isp0",
+            [
+                v4(WAN_PEER_V4, 24),
+                v6(wan_v6(0xfe), 64),
+                v4(ISP_V4, 24),
+                v6(ISP_V6, 64),
+                v4(SINK_V4, 24),
+                v6(SINK_V6, 64),
+            ],
+        )
+        .interface("dc0", [v4(hosting.0, 24), v6(hosting.1, 64)])
+        .via(v4(Ipv4Addr::new(192, 168, 1, 0), 24), router_wan.0, "isp0")
+        .via(v4(Ipv4Addr::new(172, 30, 0, 0), 24), router_wan.0, "isp0")
+        .via(v6(prefix(CLIENT_V6), 64), router_wan.1, "isp0")
+        .via(v6(prefix(CLIENT_ULA), 64), router_wan.1, "isp0")
+        .via(v6(prefix(GUEST_V6), 64), router_wan.1, "isp0")
+        // The resolver that answers at every address: whatever is not routed elsewhere is here.
+        .local(anywhere_v4)
+        .local(anywhere_v6);
+    let of_relay = Wanted::new()
+        .interface("net0", [v4(RELAY_V4, 24), v6(RELAY_V6, 64), (API.ip(), 24)])
+        .via(anywhere_v4, hosting.0, "net0")
+        .via(anywhere_v6, hosting.1, "net0");
+    try_join!(
+        of_router.apply(&router, "router"),
+        of_internet.apply(&internet, "internet"),
+        of_relay.apply(&relay, "relay"),
+    )?;
+    try_join!(
+        settled(&router, "router", &["wan0"]),
+        settled(&internet, "internet", &["isp0", "dc0"]),
+        settled(&relay, "relay", &["net0"]),
+    )?;
+    Ok((router, internet, relay))
+}
+
+/// A link whose far end is up.
+async fn link(
+    near: &Node,
+    name: &'static str,
+    link: Link,
+    far: (&Node, &'static str),
+    addresses: Option<([u8; 6], [u8; 6])>,
+) -> Result<(), TopologyError> {
+    veth(near, name, link, far.0.network_namespace().await?, addresses).await?;
+    Wanted::new().interface(link.far, []).apply(far.0, far.1).await
 }
 
 const WAN_PEER_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
