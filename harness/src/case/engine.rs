@@ -189,7 +189,7 @@ impl Engine {
             lower,
             extra_trees: client.own_folders(),
             ignore_pids,
-            ignore_paths: Vec::new(),
+            ignore_paths: profile.bookkeeping().iter().map(PathBuf::from).collect(),
             state_dir: Some(STATE_DIR.into()),
             resolved: profile.has_resolved(),
         };

@@ -38,6 +38,21 @@ impl Profile {
         }
     }
 
+    /// Files that its daemons write of themselves when a link comes or goes, whoever made it: what a snapshot of files leaves out.
+    /// What they are set to is a topic of its own.
+    pub fn bookkeeping(self) -> &'static [&'static str] {
+        match self {
+            // A device's file outlives the device; the others say when a connection was last used.
+            Profile::NetworkManager => &[
+                "/run/NetworkManager/devices",
+                "/var/lib/NetworkManager/seen-bssids",
+                "/var/lib/NetworkManager/timestamps",
+                "/var/lib/NetworkManager/secret_key",
+            ],
+            _ => &[],
+        }
+    }
+
     /// Whether systemd-resolved runs.
     pub fn has_resolved(self) -> bool {
         self.layers().contains(&layer::SYSTEMD_RESOLVED)
