@@ -4,7 +4,7 @@ use super::{
     Changes, Tampering, WatchError,
     nodes::{Nodes, Seen},
     tamper::Outsider,
-    version::Version,
+    version::{Version, folder_of},
 };
 use crate::history::{Event, Recorder, now};
 use futures::StreamExt;
@@ -205,10 +205,6 @@ impl Names {
     fn is_first(&self, watch: &WatchDescriptor, name: &OsStr) -> bool {
         self.first.as_ref().is_some_and(|(first, own)| first == watch && own == name)
     }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("/"))
 }
 
 fn mask() -> WatchMask {

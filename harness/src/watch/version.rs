@@ -69,6 +69,11 @@ impl Version {
                         }
                         other => other?,
                     };
+                    // The same link still, so that its time and its target belong together.
+                    let same = |now: fs::Metadata| now.ino() == metadata.ino() && changed(&now) == changed(&metadata);
+                    if !fs::symlink_metadata(path).is_ok_and(same) {
+                        return Ok(None);
+                    }
                     let led_to = fs::metadata(path).map(|target| changed(&target)).unwrap_or_default();
                     (
                         format!("symlink {}\n", target.display()),
@@ -127,8 +132,9 @@ fn changed(metadata: &fs::Metadata) -> u64 {
     metadata.ctime() as u64 * 1_000_000_000 + metadata.ctime_nsec() as u64
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("/"))
+/// The folder that a node is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("/"))
 }
 
 /// The servers of a version's `nameserver` lines, each as its address is usually written (RFC 5952).
