@@ -5,6 +5,7 @@ mod links;
 mod machine;
 mod markers;
 mod probing;
+mod routes;
 mod settings;
 mod steps;
 

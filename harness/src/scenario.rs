@@ -8,7 +8,7 @@ mod load;
 mod matrix;
 
 pub use load::{LoadError, load_directory, parse, suite};
-pub use matrix::{Axes, Matrix, Original, Profile};
+pub use matrix::{Axes, Family, Manager, Matrix, Original, Profile};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,9 +58,9 @@ pub struct SettingsPatch {
     /// Block while disconnected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lockdown: Option<bool>,
-    /// Whether the tunnel carries IPv6. When absent: if the subject claims it.
+    /// The families that the tunnel carries. When absent: both if the subject claims `ipv6`, else IPv4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ipv6: Option<bool>,
+    pub family: Option<Family>,
     /// The relay's UDP port: 51820 or 53.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_port: Option<u16>,
@@ -76,7 +76,7 @@ impl Scenario {
     /// Capabilities without which a case is unsupported: the scenario's, and those of the case's own values.
     pub fn needs_of(&self, axes: &Axes) -> Vec<Capability> {
         let mut needs = self.needs.clone();
-        needs.extend(axes.needs().iter().filter(|need| !self.needs.contains(need)));
+        needs.extend(axes.needs().into_iter().filter(|need| !self.needs.contains(need)));
         needs
     }
 }
@@ -88,7 +88,7 @@ impl SettingsPatch {
             dns: other.dns.or(self.dns),
             allow_lan: other.allow_lan.or(self.allow_lan),
             lockdown: other.lockdown.or(self.lockdown),
-            ipv6: other.ipv6.or(self.ipv6),
+            family: other.family.or(self.family),
             relay_port: other.relay_port.or(self.relay_port),
             api: other.api.or(self.api),
             dns_method: other.dns_method.clone().or_else(|| self.dns_method.clone()),
@@ -169,6 +169,8 @@ pub enum Step {
     Tamper(Tamper),
     /// Change a link of the client.
     Link(LinkChange),
+    /// Push routes to the client, as its network may.
+    Routes(PushedRoutes),
     /// Do something to the profile's resolver service, or to what it was told, behind the subject's back.
     Service(ServiceChange),
     /// Probe once more, now.
@@ -264,6 +266,22 @@ pub enum LinkChange {
     RemoveTunnel,
 }
 
+/// Routes that the network makes the client take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushedRoutes {
+    /// By DHCP options 121 and 249: both halves of IPv4, and single resolvers, by the LAN's router.
+    Dhcp,
+    /// By router advertisements: the same for IPv6.
+    RouterAdvertisement,
+    /// Networks of public resolvers, said to be on the LAN.
+    LanPrefix,
+    /// All of these.
+    All,
+    /// None of them any more.
+    Withdrawn,
+}
+
 /// What an outsider does to a resolver service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -272,6 +290,10 @@ pub enum ServiceChange {
     Restart,
     /// Forgets what it was told about the tunnel's link.
     WipeTunnelLink,
+    /// Is told of another server for the uplink, as whoever configures it does when the network changes.
+    ChangeUplink,
+    /// Is told of the uplink's first servers again.
+    RevertUplink,
 }
 
 /// Which probes.
@@ -294,6 +316,8 @@ pub enum Expected {
     ResolverRestored,
     /// The resolver file names the approved servers and no other.
     Approved,
+    /// The servers that the uplink was given meanwhile are those that the system asks.
+    UplinkKept,
     /// The last answer was an error that says something.
     Error,
 }

@@ -1,5 +1,6 @@
 //! The specification that the project carries: requirements and leak classes, by id.
 
+use crate::scenario::{Manager, Profile};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -33,6 +34,21 @@ impl Requirement {
     /// Whether it applies to Linux.
     pub fn on_linux(&self) -> bool {
         self.on.as_ref().is_none_or(|on| on.iter().any(|platform| platform == "linux"))
+    }
+
+    /// Whether it says something about a client of this profile: what is about one DNS method applies where that method is the
+    /// right one.
+    pub fn applies_to(&self, profile: Profile) -> bool {
+        let family = self.id.split('-').next().unwrap_or_default();
+        let manager = match family {
+            "STA" => Manager::Nobody,
+            "RSD" => Manager::SystemdResolved,
+            "NMG" => Manager::NetworkManager,
+            "RCF" => Manager::Resolvconf,
+            _ if self.id == "SEL-3" => Manager::Resolvconf,
+            _ => return self.on_linux(),
+        };
+        self.on_linux() && profile.manager() == manager
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 };
 use watertight::{
     case::{CasePlan, Sabotage},
+    coverage,
     judge::{CaseVerdict, Options, SMOKE_FILE, Verdict, judge_folder, write_smoke},
     probe, report, run,
     scenario::{self, Scenario},
@@ -135,6 +136,7 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
     terminal::findings(&verdicts, &bundle);
     terminal::matrix(&verdicts);
     terminal::requirements(&verdicts);
+    terminal::slowest(&verdicts);
     println!(
         "\n{cases} case{} in {:.1} s, seed {seed}\nbundle: {}",
         if cases == 1 { "" } else { "s" },
@@ -279,12 +281,7 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
             }
         }
         What::Requirements => {
-            let suite = suite(folder)?;
-            for requirement in spec::requirements() {
-                let scenarios =
-                    suite.values().filter(|scenario| scenario.requirements.contains(&requirement.id)).count();
-                println!("{:<7} {scenarios:>3} scenarios  {}", requirement.id, requirement.text);
-            }
+            print!("{}", coverage::Coverage::of(&suite(folder)?));
         }
         What::Probes => {
             let present = probe::Present { user: true, guest: true, tunnel: true, identities: Vec::new() };

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::IsTerminal};
 use watertight::{
+    coverage,
     judge::{CaseVerdict, SMOKE_FILE, Verdict},
     spec,
 };
@@ -78,6 +79,27 @@ pub fn requirements(verdicts: &[CaseVerdict]) {
     println!("\n{good} of {} requirements pass", worst.len());
     for (id, (verdict, cases)) in worst.iter().filter(|(_, (verdict, _))| *verdict != Verdict::Pass) {
         println!("  {} {id} in {cases} case{}", pad(*verdict), if *cases == 1 { "" } else { "s" });
+    }
+    let pairs = coverage::Pairs::of(verdicts);
+    println!(
+        "requirements × profiles: {} of {} pass; {} apply to the profiles that were run",
+        pairs.passed, pairs.checked, pairs.applicable
+    );
+}
+
+/// How many of the slowest cases are named.
+const SLOWEST: usize = 10;
+
+/// The cases that took longest: where a suite's time goes.
+pub fn slowest(verdicts: &[CaseVerdict]) {
+    if verdicts.len() <= SLOWEST {
+        return;
+    }
+    let mut cases: Vec<&CaseVerdict> = verdicts.iter().collect();
+    cases.sort_by_key(|case| std::cmp::Reverse(case.duration_ms));
+    println!("\nslowest:");
+    for case in &cases[..SLOWEST] {
+        println!("{:7.1} s  {} [{}]", case.duration_ms as f64 / 1000.0, case.scenario, case.case);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     history::{CaseHeader, Cause, Event, FORMAT, Recorder},
     profile::Services,
     sandbox::{Client, Isolation, Process, Spawn},
-    scenario::{Expected, SettingsPatch, Step, Tamper},
+    scenario::{Expected, Family, SettingsPatch, Step, Tamper},
     snapshot::{self, Scope},
     subject::{Subject, SubjectEvent},
     testbed::{FarSide, Topology, plan::*},
@@ -196,6 +196,7 @@ impl Engine {
         let axes = &plan.axes;
         let patch = plan.definition.settings.with(&SettingsPatch {
             dns: axes.dns,
+            family: axes.family,
             relay_port: axes.relay_port,
             ..SettingsPatch::default()
         });
@@ -350,8 +351,8 @@ impl Engine {
     }
 
     pub(super) fn settings(&self) -> watertight_protocol::Settings {
-        let ipv6 = self.patch.ipv6.unwrap_or_else(|| self.claims(Capability::Ipv6));
-        let patch = SettingsPatch { ipv6: Some(ipv6), ..self.patch.clone() };
+        let all = if self.claims(Capability::Ipv6) { Family::Both } else { Family::Ipv4 };
+        let patch = SettingsPatch { family: self.patch.family.or(Some(all)), ..self.patch.clone() };
         settings(&patch, &self.far.client_private_key, &self.far.relay_public_key)
     }
 

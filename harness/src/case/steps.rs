@@ -14,7 +14,10 @@ use crate::{
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 use tokio::time::timeout;
 use watertight_protocol::{InitializeParams, InitializeResult, PROTOCOL_VERSION, Settings, State, StateResult, method};
 
@@ -95,6 +98,13 @@ impl Engine {
             }
             Step::Tamper(how) => self.tamper(*how).await,
             Step::Link(LinkChange::RemoveTunnel) => self.remove_tunnel().await,
+            Step::Routes(routes) => match super::routes::push(&self.topology, *routes).await {
+                Ok(()) => Ok(true),
+                Err(error) => {
+                    self.recorder.record(Event::Harness { problem: error.to_string() });
+                    Ok(false)
+                }
+            },
             Step::Service(change) => self.change_service(*change).await,
             Step::Probe(_) => Ok(true),
             Step::Expect(expected) => self.expect(index, *expected).await,
@@ -433,6 +443,8 @@ impl Engine {
                 self.scope.ignore_pids.push(started.pid);
                 self.recorder.record(Event::ServiceStarted(started));
             }
+            ServiceChange::ChangeUplink => return self.tell_uplink(&[LAN_SECOND_V4]).await,
+            ServiceChange::RevertUplink => return self.tell_uplink(&[LAN_V4, ISP_V4]).await,
             ServiceChange::WipeTunnelLink => {
                 let wiped = self.topology.client.run(|| async { Services::wipe_link(CLIENT_TUNNEL).await }).await?;
                 if let Err(error) = wiped {
@@ -445,6 +457,13 @@ impl Engine {
         // It may be corrected before anything else is seen.
         let _ = timeout(NOTICED, asked.wait_for(|now| *now != before)).await;
         let _ = timeout(TO_CORRECTION, asked.wait_for(|now| *now == before)).await;
+        Ok(true)
+    }
+
+    async fn tell_uplink(&mut self, servers: &'static [Ipv4Addr]) -> Result<bool, CaseError> {
+        let profile = self.plan.axes.profile;
+        let (services, node) = (&self.services, &self.topology.client);
+        services.tell_uplink(profile, &self.client, node, servers, &self.plan.folder).await?;
         Ok(true)
     }
 
@@ -477,7 +496,11 @@ impl Engine {
 
     async fn expect(&mut self, index: usize, expected: Expected) -> Result<bool, CaseError> {
         match expected {
-            Expected::Restored | Expected::RestoredOutsider | Expected::ResolverRestored | Expected::Approved => {
+            Expected::Restored
+            | Expected::RestoredOutsider
+            | Expected::ResolverRestored
+            | Expected::Approved
+            | Expected::UplinkKept => {
                 self.snapshot(&format!("step-{index}"), Some(expected)).await?;
             }
             Expected::Error => {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     history::{Cause, Event, MarkerKind},
-    scenario::{Original, Step, Tamper},
+    scenario::{Manager, Original, Step, Tamper},
     watch::nameservers,
 };
 use std::net::IpAddr;
@@ -303,6 +303,8 @@ fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[Effe
             None => recording.header.axes.original == Original::Missing,
         };
         let seen = match version.cause {
+            // openresolv writes the file in place, whoever gives it a record: that is between it and its readers.
+            "modify" | "target modify" if recording.header.axes.profile.manager() == Manager::Resolvconf => continue,
             "modify" | "target modify" => "it was written in place, so that readers see it empty or in part",
             // Exchanging two files (renameat2(2), RENAME_EXCHANGE) moves the file away too, and leaves no gap.
             "moved-from" if !version.content.starts_with("missing") => continue,

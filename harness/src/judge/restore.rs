@@ -11,6 +11,7 @@ use crate::{
     history::Event,
     scenario::{Expected, Fault, Profile, Step},
     snapshot::{self, Occasion, Tolerance},
+    testbed::plan::LAN_SECOND_V4,
     watch::nameservers,
 };
 use std::{collections::BTreeSet, net::IpAddr};
@@ -74,8 +75,22 @@ impl Comparison<'_> {
                 let file = self.not_approved();
                 file.into_iter().chain(self.link_not_approved()).chain(self.exposed()).collect()
             }
+            Expected::UplinkKept => self.uplink_lost().into_iter().collect(),
             Expected::Error => Vec::new(),
         }
+    }
+
+    /// RST-4: the servers that the network gave the uplink meanwhile are the ones that are asked, not the ones before.
+    fn uplink_lost(&self) -> Option<Finding> {
+        let content = &*seen_through(self.present?, self.asked);
+        let servers = nameservers(content);
+        let wanted = [LAN_SECOND_V4.to_string()];
+        if servers == wanted {
+            return None;
+        }
+        let summary =
+            format!("expected the servers that the uplink was given meanwhile, {wanted:?}; asked are {servers:?}");
+        Some(self.finding("RST-4", "X03", Verdict::NotRestored, summary, content.into()))
     }
 
     fn finding(&self, requirement: &str, class: &str, verdict: Verdict, summary: String, detail: String) -> Finding {

@@ -6,7 +6,11 @@ use super::{
     timeline::{Life, Timeline},
     verdict::{Finding, Verdict},
 };
-use crate::history::{Event, Record};
+use crate::{
+    history::{Event, Record},
+    scenario::{ServiceChange, Step},
+    testbed::plan::UPLINK,
+};
 use std::collections::BTreeMap;
 use watertight_protocol::{Settings, State};
 
@@ -115,7 +119,8 @@ fn others_changed(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
             if *link == settings.tunnel.interface || *property == "DefaultRoute" {
                 continue;
             }
-            let Some(was) = old.get(key).filter(|was| *was != value) else { continue };
+            let told = *link == UPLINK && *property == "DNS" && uplink_is_told(recording, after.at);
+            let Some(was) = old.get(key).filter(|was| *was != value && !told) else { continue };
             let finding = Finding {
                 requirement: "RSD-2".into(),
                 class: "R02".into(),
@@ -134,6 +139,15 @@ fn others_changed(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
         }
     }
     found
+}
+
+/// Whether the step that is carried out tells the service of the uplink's servers.
+fn uplink_is_told(recording: &Recording, at: usize) -> bool {
+    let step = recording.records[..at].iter().rev().find_map(|record| match &record.event {
+        Event::Step { step, .. } => Some(step),
+        _ => None,
+    });
+    matches!(step, Some(Step::Service(ServiceChange::ChangeUplink | ServiceChange::RevertUplink)))
 }
 
 /// A view's settings by link and property.

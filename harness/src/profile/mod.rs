@@ -17,9 +17,16 @@ use crate::{
     history::{Event, Recorder},
     layer::{self, Layer, Place},
     sandbox::{Client, Node},
-    scenario::Profile,
+    scenario::{Manager, Profile},
+    testbed::plan::{ISP_V4, LAN_V4},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+/// The servers that the network gives the uplink.
+const UPLINK_SERVERS: [Ipv4Addr; 2] = [LAN_V4, ISP_V4];
 
 /// Where programs in the client find the system bus.
 pub(crate) const BUS_ADDRESS: &str = "unix:path=/run/dbus/system_bus_socket";
@@ -128,6 +135,33 @@ impl Services {
         let started = service.started.clone();
         self.running.push(service);
         Ok(started)
+    }
+
+    /// Tells whoever manages the resolver configuration that the uplink has these servers, as whoever configures the uplink does.
+    pub async fn tell_uplink(
+        &self,
+        profile: Profile,
+        client: &Client,
+        node: &Node,
+        servers: &'static [Ipv4Addr],
+        folder: &Path,
+    ) -> Result<(), ServiceError> {
+        match profile.manager() {
+            Manager::SystemdResolved => {
+                let told = node.run(move || async move { resolved::tell_uplink(servers).await }).await?;
+                told.map_err(|source| ServiceError::NotReady {
+                    name: "systemd-resolved",
+                    reason: format!("it did not take the uplink's servers: {source}"),
+                    log: folder.into(),
+                })
+            }
+            Manager::Resolvconf => resolvconf::tell_uplink(client, servers, folder).await,
+            Manager::Nobody | Manager::NetworkManager => Err(ServiceError::NotReady {
+                name: "the uplink",
+                reason: format!("a client of the profile {profile} has nobody that could be told of its servers"),
+                log: folder.into(),
+            }),
+        }
     }
 
     /// Makes systemd-resolved forget what it was told about a link. To be called inside the client.

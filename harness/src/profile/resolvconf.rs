@@ -1,13 +1,16 @@
 //! resolvconf, openresolv's or Debian's: no daemon, but a program that whoever configures the uplink tells of its servers
 //! (resolvconf(8)).
 
-use super::service::{READY, ServiceError, Started, version};
+use super::{
+    UPLINK_SERVERS,
+    service::{READY, ServiceError, Started, version},
+};
 use crate::{
     layer::Layer,
     sandbox::{Client, Node, ProcessEnd, Spawn},
-    testbed::plan::{ISP_V4, LAN_V4, UPLINK},
+    testbed::plan::UPLINK,
 };
-use std::{fs, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The program, in both packages.
@@ -25,9 +28,8 @@ pub(super) async fn start(
         node.run(|| async { runtime_files() }).await??;
         call(client, &["--enable-updates"], "", folder).await?;
     }
-    let record = format!("nameserver {LAN_V4}\nnameserver {ISP_V4}\n");
-    let name = format!("{UPLINK}.dhclient");
-    call(client, &["-a", &name], &record, folder).await?;
+    tell_uplink(client, &UPLINK_SERVERS, folder).await?;
+    let name = record_name();
     Ok(Started {
         name: package.into(),
         program: PROGRAM.into(),
@@ -35,6 +37,16 @@ pub(super) async fn start(
         pid: 0,
         command_line: vec![PROGRAM.into(), "-a".into(), name],
     })
+}
+
+/// Gives it the uplink's record, as a DHCP client does.
+pub(super) async fn tell_uplink(client: &Client, servers: &[Ipv4Addr], folder: &Path) -> Result<(), ServiceError> {
+    let record: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    call(client, &["-a", &record_name()], &record, folder).await
+}
+
+fn record_name() -> String {
+    format!("{UPLINK}.dhclient")
 }
 
 /// What the package has made at boot (tmpfiles.d/resolvconf.conf).

@@ -1,13 +1,13 @@
 //! systemd-resolved: started, told of the uplink's servers, and read (org.freedesktop.resolve1(5)).
 
 use super::{
-    BUS_ADDRESS,
+    BUS_ADDRESS, UPLINK_SERVERS,
     service::{Program, READY, Service, ServiceError},
 };
 use crate::{
     layer::SYSTEMD_RESOLVED,
     sandbox::{Client, Node},
-    testbed::plan::{ISP_V4, LAN_V4, UPLINK},
+    testbed::plan::UPLINK,
 };
 use futures::StreamExt;
 use std::{
@@ -62,7 +62,7 @@ async fn start_with(client: &Client, node: &Node, folder: &Path, first: bool) ->
     let ready = node.run(move || async move {
         let bus = connect().await?;
         wait_for_name(&bus, NAME).await?;
-        if first { configure_uplink(&bus).await } else { Ok(()) }
+        if first { set_uplink(&bus, &UPLINK_SERVERS).await } else { Ok(()) }
     });
     let mut end = service.process.end();
     tokio::select! {
@@ -91,10 +91,14 @@ pub(super) async fn wait_for_name(bus: &Connection, name: &'static str) -> zbus:
     Ok(())
 }
 
-async fn configure_uplink(bus: &Connection) -> zbus::Result<()> {
+/// Tells it of the uplink's servers. To be called inside the client.
+pub(super) async fn tell_uplink(servers: &[Ipv4Addr]) -> zbus::Result<()> {
+    set_uplink(&connect().await?, servers).await
+}
+
+async fn set_uplink(bus: &Connection, servers: &[Ipv4Addr]) -> zbus::Result<()> {
     let index = nix::net::if_::if_nametoindex(UPLINK).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
-    let servers: Vec<(i32, Vec<u8>)> =
-        [LAN_V4, ISP_V4].iter().map(|server| (libc::AF_INET, server.octets().to_vec())).collect();
+    let servers: Vec<(i32, Vec<u8>)> = servers.iter().map(|server| (libc::AF_INET, server.octets().to_vec())).collect();
     let manager = proxy(bus, PATH, MANAGER).await?;
     manager.call("SetLinkDNS", &(index as i32, servers)).await
 }

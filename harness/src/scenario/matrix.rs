@@ -16,12 +16,27 @@ pub struct Matrix {
     /// DNS settings.
     #[serde(default)]
     pub dns: Vec<DnsChoice>,
+    /// Families that the tunnel carries, and its servers are of.
+    #[serde(default)]
+    pub family: Vec<Family>,
     /// Shape of the original resolver file.
     #[serde(default)]
     pub original: Vec<Original>,
     /// The relay's port.
     #[serde(default)]
     pub relay_port: Vec<u16>,
+}
+
+/// Families of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// IPv4 alone.
+    Ipv4,
+    /// IPv6 alone; the relay is still reached over IPv4.
+    Ipv6,
+    /// Both.
+    Both,
 }
 
 /// The client's software.
@@ -43,6 +58,42 @@ pub enum Profile {
     Openresolv,
     /// Debian's resolvconf, /etc/resolv.conf a link to the file that it writes.
     DebianResolvconf,
+}
+
+/// Who manages a profile's /etc/resolv.conf, and so which of the subject's DNS methods is the right one there (SEL-1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Manager {
+    /// Nobody who would be asked: the file itself is what can be changed.
+    Nobody,
+    /// systemd-resolved.
+    SystemdResolved,
+    /// NetworkManager.
+    NetworkManager,
+    /// resolvconf, either implementation.
+    Resolvconf,
+}
+
+impl Profile {
+    /// All profiles, in the order of reports.
+    pub const ALL: &[Profile] = &[
+        Profile::StaticFile,
+        Profile::SystemdResolved,
+        Profile::SystemdResolvedUplink,
+        Profile::SystemdResolvedForeign,
+        Profile::NetworkManager,
+        Profile::Openresolv,
+        Profile::DebianResolvconf,
+    ];
+
+    /// Who manages /etc/resolv.conf.
+    pub fn manager(self) -> Manager {
+        match self {
+            Profile::StaticFile | Profile::SystemdResolvedForeign => Manager::Nobody,
+            Profile::SystemdResolved | Profile::SystemdResolvedUplink => Manager::SystemdResolved,
+            Profile::NetworkManager => Manager::NetworkManager,
+            Profile::Openresolv | Profile::DebianResolvconf => Manager::Resolvconf,
+        }
+    }
 }
 
 /// Shapes of an original /etc/resolv.conf.
@@ -88,6 +139,9 @@ pub struct Axes {
     pub profile: Profile,
     /// DNS settings, if the scenario varies them.
     pub dns: Option<DnsChoice>,
+    /// The tunnel's families, if the scenario varies them.
+    #[serde(default)]
+    pub family: Option<Family>,
     /// The original resolver file.
     pub original: Original,
     /// The relay's port, if the scenario varies it.
@@ -95,14 +149,21 @@ pub struct Axes {
 }
 
 impl Matrix {
+    /// The profiles.
+    pub fn profiles(&self) -> Vec<Profile> {
+        or(&self.profile, Profile::default())
+    }
+
     /// All combinations, in the order of the file.
     pub fn cases(&self) -> Vec<Axes> {
         let mut cases = Vec::new();
-        for profile in or(&self.profile, Profile::default()) {
+        for profile in self.profiles() {
             for dns in optional(&self.dns) {
-                for original in or(&self.original, Original::default()) {
-                    for relay_port in optional(&self.relay_port) {
-                        cases.push(Axes { profile, dns, original, relay_port });
+                for family in optional(&self.family) {
+                    for original in or(&self.original, Original::default()) {
+                        for relay_port in optional(&self.relay_port) {
+                            cases.push(Axes { profile, dns, family, original, relay_port });
+                        }
                     }
                 }
             }
@@ -121,7 +182,15 @@ fn optional<T: Copy>(list: &[T]) -> Vec<Option<T>> {
 
 impl Axes {
     /// Capabilities without which the values make no sense.
-    pub fn needs(&self) -> &'static [Capability] {
+    pub fn needs(&self) -> Vec<Capability> {
+        let mut needs = self.dns_needs().to_vec();
+        if matches!(self.family, Some(Family::Ipv6 | Family::Both)) {
+            needs.push(Capability::Ipv6);
+        }
+        needs
+    }
+
+    fn dns_needs(&self) -> &'static [Capability] {
         match self.dns {
             None | Some(DnsChoice::Default) => &[],
             Some(
@@ -137,6 +206,7 @@ impl Axes {
     pub fn id(&self) -> String {
         let mut parts = vec![word(&self.profile)];
         parts.extend(self.dns.as_ref().map(word));
+        parts.extend(self.family.as_ref().map(word));
         if self.original != Original::default() {
             parts.push(word(&self.original));
         }
