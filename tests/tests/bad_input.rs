@@ -11,7 +11,9 @@ fn failed_with(script: &str, words: &[&str]) {
     if skip(missing(Needs::Cases)) {
         return;
     }
-    let bundle = Bundle::record(&[&["--scenario", "states/disconnected"], shell(script).as_slice()].concat());
+    let bundle = Bundle::record(
+        &[&["--scenario", "states/disconnected", "--profile", "static-file"], shell(script).as_slice()].concat(),
+    );
     let result = bundle.only_result();
     let said = format!("{} ({:?}): {}", result.verdict, result.findings, result.reason);
     assert_eq!((result.verdict.as_str(), bundle.ran.code()), ("FAILED", Some(1)), "{said}\n{}", bundle.ran.said);
@@ -45,7 +47,8 @@ fn an_adapter_that_is_no_program_is_failed_with_the_kernels_words() {
     if skip(missing(Needs::Cases)) {
         return;
     }
-    let bundle = Bundle::record(&["--scenario", "states/disconnected", "--subject", "/etc/hostname"]);
+    let bundle =
+        Bundle::record(&["--scenario", "states/disconnected", "--case", "static-file", "--subject", "/etc/hostname"]);
     assert_eq!(bundle.only_result().verdict.as_str(), "FAILED", "{}", bundle.ran.said);
     assert_eq!(bundle.ran.code(), Some(1), "{}", bundle.ran.said);
     let log = fs::read_to_string(bundle.cases()[0].join("subject.log")).expect("the case has a subject's log");
