@@ -18,13 +18,15 @@ use std::{
     os::unix::process::CommandExt,
     process::{Child, Command, ExitCode, Stdio},
     ptr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// The argument that makes the program run [`getaddrinfo_main`].
 const ENTRY: &str = "@getaddrinfo";
 /// One try of one second for each server of resolv.conf(5).
 const RES_OPTIONS: &str = "timeout:1 attempts:1";
+/// A process has started within this time.
+const TO_START: Duration = Duration::from_secs(2);
 /// More output than any answer has.
 const MAX_OUTPUT: usize = 64 * 1024;
 
@@ -65,7 +67,7 @@ pub(super) fn probe(trial: &mut Trial, spec: &ProbeSpec, family: Family) -> Outc
         Ok(child) => child,
         Err(error) => return Outcome::NotPossible { reason: format!("start /proc/self/exe {ENTRY}: {error}") },
     };
-    let read = read_until(&mut child, trial.deadline);
+    let read = read_to_end(&mut child, trial);
     // Killing a process that has ended already is no error, and the wait below is short in either case.
     let killed = child.kill();
     let ended = child.wait();
@@ -76,9 +78,8 @@ pub(super) fn probe(trial: &mut Trial, spec: &ProbeSpec, family: Family) -> Outc
     let mut last = None;
     for line in output.split(|byte| *byte == b'\n') {
         match serde_json::from_slice(line) {
-            Ok(Said::Calling) => trial.sent(),
+            Ok(Said::Calling) | Err(_) => {}
             Ok(said) => last = Some(said),
-            Err(_) => {}
         }
     }
     match last {
@@ -91,18 +92,25 @@ pub(super) fn probe(trial: &mut Trial, spec: &ProbeSpec, family: Family) -> Outc
     }
 }
 
-/// Reads what the process writes until it ends or the deadline has passed; also tells whether it has passed.
-fn read_until(child: &mut Child, deadline: Instant) -> io::Result<(Vec<u8>, bool)> {
+/// Reads what the process writes until it ends or its time is over; also tells whether it is over. The time of the call begins
+/// when the process says that it calls: on a busy machine a process may be long in starting.
+fn read_to_end(child: &mut Child, trial: &mut Trial) -> io::Result<(Vec<u8>, bool)> {
     let Some(mut stdout) = child.stdout.take() else { return Ok((Vec::new(), false)) };
+    let to_start = Instant::now() + TO_START;
     let mut output = Vec::new();
     let mut chunk = [0; 4096];
     while output.len() < MAX_OUTPUT {
+        let deadline = if trial.tried { trial.deadline } else { to_start };
         if sockets::wait(&stdout, PollFlags::POLLIN, deadline)?.is_empty() {
             return Ok((output, true));
         }
         match stdout.read(&mut chunk)? {
             0 => break,
             length => output.extend_from_slice(&chunk[..length]),
+        }
+        let first = output.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        if matches!(serde_json::from_slice(first), Ok(Said::Calling)) {
+            trial.sent();
         }
     }
     Ok((output, false))

@@ -77,7 +77,8 @@ pub(super) struct Trial<'a> {
     announce_to: Option<(&'a str, &'a Outbox)>,
     started_ns: u64,
     started: Instant,
-    /// When to stop waiting.
+    timeout: Duration,
+    /// When to stop waiting: the whole time from the start until something was sent, and again from then on.
     pub(super) deadline: Instant,
     /// The stimulus was given.
     pub(super) tried: bool,
@@ -94,6 +95,7 @@ impl<'a> Trial<'a> {
             announce_to,
             started_ns: now_ns(),
             started,
+            timeout,
             deadline,
             tried: false,
             sent: None,
@@ -119,7 +121,12 @@ impl<'a> Trial<'a> {
     /// Notes that the kernel took the packet, or the call to connect. Only the first time counts.
     pub(super) fn sent(&mut self) {
         self.tried = true;
-        self.sent.get_or_insert_with(|| (now_ns(), Instant::now()));
+        if self.sent.is_none() {
+            // A busy machine may need long to send; an answer has its whole time all the same.
+            let now = Instant::now();
+            self.sent = Some((now_ns(), now));
+            self.deadline = now + self.timeout;
+        }
     }
 
     /// The time since the send.
