@@ -60,10 +60,11 @@ impl Options {
 
 /// The command that runs one test again as it was, as a POSIX shell takes it.
 pub(crate) fn replay(seed: u64, test: &str) -> String {
-    // Cargo adds a hyphen and a number to the name of a test program.
+    // Cargo adds a hyphen and sixteen digits to the name of a test program.
     let program = env::current_exe().unwrap_or_default();
     let stem = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let name = stem.rsplit_once('-').map_or(stem.as_str(), |(name, _)| name);
+    let is_hash = |end: &str| end.len() == 16 && end.chars().all(|digit| digit.is_ascii_hexdigit());
+    let name = stem.rsplit_once('-').filter(|(_, end)| is_hash(end)).map_or(stem.as_str(), |(name, _)| name);
     format!("{SEED}={seed} cargo test --test {name} -- --exact '{test}'")
 }
 

@@ -1,49 +1,47 @@
 //! Points `/etc/resolv.conf` at a VPN's DNS servers, and back again.
 
-use std::{
-    fs, io,
-    io::ErrorKind::NotFound,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, io::ErrorKind::NotFound, path::Path};
 
 const FILE: &str = "/etc/resolv.conf";
 const NEW: &str = "/etc/resolv.conf.tiny-new";
+const BACKUP: &str = "resolv.conf.backup";
 /// The first line of a file that this crate wrote.
 const MARK: &str = "# written by tiny-resolver, which puts your own file back\n";
 
-/// Makes `servers` the ones that this machine asks. Files of its own go to `state_dir`.
+/// Makes `servers` the ones that this machine asks. The original is kept in `state_dir`.
 pub fn set(state_dir: &Path, servers: &[String]) -> io::Result<()> {
-    // Start from the original, whatever is set now.
-    reset(state_dir)?;
+    let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let text = format!("{MARK}{lines}");
+    if is_set() {
+        // It is our own file already.
+        return fs::write(FILE, text);
+    }
     match fs::read(FILE) {
-        Ok(original) => fs::write(backup(state_dir), original)?,
+        Ok(original) => fs::write(state_dir.join(BACKUP), original)?,
         Err(error) if error.kind() == NotFound => {}
         Err(error) => return Err(error),
     }
-    let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    replace(format!("{MARK}{lines}").as_bytes()).or_else(|error| {
-        remove(&backup(state_dir))?;
+    replace(text.as_bytes()).or_else(|error| {
+        remove(&state_dir.join(BACKUP))?;
         Err(error)
     })
 }
 
-/// Puts back what was there before `set`. Does nothing if nothing is set; keeps a file that
-/// somebody else has put there meanwhile.
+/// Puts back what was there before `set`. Does nothing if nothing is set, and keeps a file that somebody else has put there.
 pub fn reset(state_dir: &Path) -> io::Result<()> {
     remove(Path::new(NEW))?;
-    if fs::read_to_string(FILE).is_ok_and(|text| text.starts_with(MARK)) {
-        match fs::read(backup(state_dir)) {
+    if is_set() {
+        match fs::read(state_dir.join(BACKUP)) {
             Ok(original) => replace(&original)?,
-            // There was no file.
             Err(error) if error.kind() == NotFound => remove(Path::new(FILE))?,
             Err(error) => return Err(error),
         }
     }
-    remove(&backup(state_dir))
+    remove(&state_dir.join(BACKUP))
 }
 
-fn backup(state_dir: &Path) -> PathBuf {
-    state_dir.join("resolv.conf.backup")
+fn is_set() -> bool {
+    fs::read_to_string(FILE).is_ok_and(|text| text.starts_with(MARK))
 }
 
 /// Replaces the file in one step: no reader sees half of it.
@@ -56,8 +54,5 @@ fn replace(content: &[u8]) -> io::Result<()> {
 }
 
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != NotFound => Err(error),
-        _ => Ok(()),
-    }
+    fs::remove_file(path).or_else(|error| if error.kind() == NotFound { Ok(()) } else { Err(error) })
 }
