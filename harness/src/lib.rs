@@ -9,6 +9,7 @@ pub mod agent;
 pub mod capture;
 pub mod case;
 pub mod coverage;
+pub mod entry;
 pub mod history;
 pub mod judge;
 pub mod layer;

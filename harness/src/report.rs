@@ -1,4 +1,8 @@
-//! `report.json` and `junit.xml` of a bundle.
+//! `report.json` and `junit.xml` of a bundle, and a finding in words.
+
+mod words;
+
+pub use words::finding;
 
 use crate::judge::{Accounting, CaseVerdict, Finding, RequirementVerdict, SubjectName, Verdict};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};

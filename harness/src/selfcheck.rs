@@ -21,6 +21,42 @@ use std::{
 };
 use watertight_protocol::{InitializeParams, PROTOCOL_VERSION, method};
 
+/// What cases need of this machine, by name: what was found, or what is wrong and what to do. Each thing is tried, in a process
+/// of its own: the calling program has the entries of [`crate::entry`].
+pub fn needed() -> Vec<(&'static str, Result<String, String>)> {
+    vec![
+        ("operating system", operating_system()),
+        ("namespaces", probe("namespaces")),
+        ("TUN (/dev/net/tun)", probe("tun")),
+        ("nf_tables", probe("nftables")),
+        ("packet capture ring", probe("ring")),
+        ("private root (overlay)", probe("root")),
+    ]
+}
+
+/// Why this machine cannot run cases, a line each; empty if it can.
+pub fn missing() -> Vec<String> {
+    needed().into_iter().filter_map(|(name, result)| Some(format!("{name}: {}", result.err()?))).collect()
+}
+
+fn operating_system() -> Result<String, String> {
+    if !cfg!(target_os = "linux") {
+        return Err("cases in namespaces run on Linux only".into());
+    }
+    let name = nix::sys::utsname::uname().map_err(|error| error.to_string())?;
+    Ok(format!("Linux {}", name.release().to_string_lossy()))
+}
+
+fn probe(what: &str) -> Result<String, String> {
+    let output = Command::new("/proc/self/exe")
+        .args(["@check", what])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("this program could not be started again: {error}"))?;
+    let words = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if output.status.success() { Ok(words) } else { Err(words) }
+}
+
 /// The program's entry for `@check WHAT`: prints what was found, or what is wrong and what to do.
 pub fn check_main(what: &str) -> ExitCode {
     match check(what) {

@@ -1,6 +1,7 @@
 //! What this machine can do, what is missing, how to get it. Every check tries the thing itself, in a process of its own.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
+use watertight::selfcheck;
 
 struct Check {
     name: &'static str,
@@ -29,48 +30,24 @@ pub fn run() -> ExitCode {
 
 /// Quietly, before cases are run.
 pub fn check() -> Result<(), ExitCode> {
-    let missing: Vec<Check> = checks().into_iter().filter(|check| check.needed && check.result.is_err()).collect();
+    let missing = selfcheck::missing();
     if missing.is_empty() {
         return Ok(());
     }
-    for check in missing {
-        let Err(problem) = check.result else { continue };
-        eprintln!("this machine cannot run cases: {}: {problem}", check.name);
+    for problem in missing {
+        eprintln!("this machine cannot run cases: {problem}");
     }
     eprintln!("`watertight doctor` checks everything; nothing was run and nothing was left behind");
     Err(ExitCode::from(69))
 }
 
 fn checks() -> Vec<Check> {
-    vec![
-        Check { name: "operating system", result: operating_system(), needed: true },
-        Check { name: "namespaces", result: probe("namespaces"), needed: true },
-        Check { name: "TUN (/dev/net/tun)", result: probe("tun"), needed: true },
-        Check { name: "nf_tables", result: probe("nftables"), needed: true },
-        Check { name: "packet capture ring", result: probe("ring"), needed: true },
-        Check { name: "private root (overlay)", result: probe("root"), needed: true },
+    let needed = selfcheck::needed().into_iter().map(|(name, result)| Check { name, result, needed: true });
+    let opinions = [
         Check { name: "nft, for second opinions", result: program("nft", "Debian package nftables"), needed: false },
         Check { name: "tshark, to read captures", result: program("tshark", "Debian package tshark"), needed: false },
-    ]
-}
-
-fn operating_system() -> Result<String, String> {
-    if !cfg!(target_os = "linux") {
-        return Err("cases in namespaces run on Linux only".into());
-    }
-    let name = nix::sys::utsname::uname().map_err(|error| error.to_string())?;
-    Ok(format!("Linux {}", name.release().to_string_lossy()))
-}
-
-/// Runs one of the harness's own self-checks in a process of its own.
-fn probe(what: &str) -> Result<String, String> {
-    let output = Command::new("/proc/self/exe")
-        .args(["@check", what])
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("this program could not be started again: {error}"))?;
-    let words = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if output.status.success() { Ok(words) } else { Err(words) }
+    ];
+    needed.chain(opinions).collect()
 }
 
 fn program(name: &str, package: &str) -> Result<String, String> {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, io::IsTerminal};
 use watertight::{
     coverage,
-    judge::{CaseVerdict, SMOKE_FILE, Verdict},
-    spec,
+    judge::{CaseVerdict, Verdict},
+    report,
 };
 
 /// A verdict in its colour, where colours are wanted.
@@ -113,39 +113,8 @@ pub fn findings(verdicts: &[CaseVerdict], bundle: &std::path::Path) {
                 continue;
             }
             println!("\n{} {}  {} [{}]", paint(finding.verdict), finding.requirement, case.scenario, case.case);
-            if let Some(requirement) = spec::requirement(&finding.requirement) {
-                println!("  requirement  {}", requirement.text);
-            }
-            let class = spec::leak_class(&finding.class).map_or("", |class| class.name.as_str());
-            println!(
-                "  seen         {} ({} time{})",
-                finding.summary,
-                finding.count,
-                if finding.count == 1 { "" } else { "s" }
-            );
-            println!("  when         {}", finding.window);
-            println!("  leak class   {} {class}", finding.class);
             let folder = bundle.join(&case.subject.name).join(&case.scenario).join(&case.case);
-            match &finding.evidence {
-                Some(evidence) => println!(
-                    "  evidence     {}, frame {} in Wireshark",
-                    folder.join(format!("{}.pcapng", evidence.link)).display(),
-                    evidence.frame + 1
-                ),
-                None => {
-                    let file = [SMOKE_FILE, "history.jsonl"]
-                        .map(|name| folder.join(name))
-                        .into_iter()
-                        .find(|file| file.is_file());
-                    println!("  evidence     {}", file.unwrap_or(folder).display());
-                }
-            }
-            for line in finding.detail.iter().flat_map(|detail| detail.lines()).take(12) {
-                println!("    {line}");
-            }
-            if !case.replay.is_empty() {
-                println!("  replay       {}", case.replay);
-            }
+            print!("{}", report::finding(case, finding, &folder));
         }
     }
     if shown > 20 {

@@ -48,8 +48,12 @@ pub const DEBIAN_RESOLVCONF: Layer = Layer {
     programs: &["sbin/resolvconf", "lib/resolvconf/list-records"],
 };
 
+/// WireGuard in userspace, for adapters: no profile has it.
+pub const WIREGUARD_GO: Layer =
+    Layer { name: "wireguard-go", packages: &["wireguard-go"], programs: &["bin/wireguard-go"] };
+
 /// All layers.
-pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED, NETWORK_MANAGER, OPENRESOLV, DEBIAN_RESOLVCONF];
+pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED, NETWORK_MANAGER, OPENRESOLV, DEBIAN_RESOLVCONF, WIREGUARD_GO];
 
 /// Where a layer's software is.
 #[derive(Debug, Clone, PartialEq, Eq)]
