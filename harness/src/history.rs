@@ -228,6 +228,12 @@ pub enum Event {
         error: Option<String>,
         /// The arguments, readable; no more than 1000 characters.
         body: String,
+        /// The link that a call to systemd-resolved is about.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        link: Option<String>,
+        /// The name of the service that sent it, if a service that configures links did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
     },
     /// What a resolver service is set to, read after something that may have changed it.
     Resolver {

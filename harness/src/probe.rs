@@ -42,6 +42,8 @@ impl fmt::Display for Who {
 pub enum How {
     /// getaddrinfo(3), under the system's configuration.
     System,
+    /// The same, for a single label that the search list completes.
+    Search,
     /// A datagram.
     Udp(SocketAddr, Binding),
     /// A connection.
@@ -89,6 +91,8 @@ pub struct Present {
     pub user: bool,
     /// A machine behind the client.
     pub guest: bool,
+    /// A search list.
+    pub search: bool,
     /// The tunnel's interface.
     pub tunnel: bool,
     /// What the ruleset names.
@@ -140,6 +144,9 @@ pub fn catalogue(present: &Present, relay_port: u16) -> Vec<Kind> {
             continue;
         }
         add("system".into(), who, How::System);
+        if present.search {
+            add("search".into(), who, How::Search);
+        }
         for (server, v4, v6) in SERVERS {
             for (family, address) in [("4", v4), ("6", v6)] {
                 add(format!("udp{family}-{server}"), who, How::Udp(at(address, 53), Binding::Free));
@@ -217,7 +224,7 @@ impl Kind {
     /// The server asked directly, if there is one.
     pub fn server(&self) -> Option<SocketAddr> {
         match &self.how {
-            How::System => None,
+            How::System | How::Search => None,
             How::LinkLocal => Some(SocketAddr::new(LAN_LINK_LOCAL.into(), 53)),
             How::Udp(server, _)
             | How::Tcp(server, _)
@@ -234,6 +241,7 @@ impl Kind {
         let server = |server: &SocketAddr| server.to_string();
         match &self.how {
             How::System => format!("getaddrinfo as {}", self.who),
+            How::Search => format!("getaddrinfo for a single label as {}", self.who),
             How::Udp(to, binding) => format!("UDP to {} as {}{}", server(to), self.who, binding.words()),
             How::Tcp(to, binding) => format!("TCP to {} as {}{}", server(to), self.who, binding.words()),
             How::Tls(to) => format!("DNS over TLS to {} as {}", server(to), self.who),
@@ -256,6 +264,11 @@ impl Kind {
         }
     }
 
+    /// The zone that its names are in.
+    pub fn zone(&self) -> &'static str {
+        if self.how == How::Search { SEARCH_DOMAIN } else { PROBE_ZONE }
+    }
+
     /// The attempt itself.
     pub fn spec(&self, id: &str, name: &str, window: usize, timeout_ms: u64) -> ProbeSpec {
         let bind = |binding: Binding, server: SocketAddr| match (binding, server.ip()) {
@@ -267,7 +280,7 @@ impl Kind {
             (Binding::Tunnel, _) => Bind::Device(CLIENT_TUNNEL.into()),
         };
         let via = match &self.how {
-            How::System => Via::GetAddrInfo { family: Family::Any },
+            How::System | How::Search => Via::GetAddrInfo { family: Family::Any },
             How::Udp(server, binding) => {
                 Via::Udp { server: Endpoint::from(*server), bind: bind(*binding, *server), mark: None }
             }
@@ -301,6 +314,8 @@ impl Kind {
             How::Imitating(_, Identity::Gid(gid)) => (None, Some(*gid)),
             _ => (None, None),
         };
+        let single_label = name.split('.').next().filter(|_| self.how == How::Search);
+        let name = single_label.unwrap_or(name);
         ProbeSpec { id: id.into(), name: name.into(), qtype: Qtype::A, via, timeout_ms, as_uid, as_gid }
     }
 }

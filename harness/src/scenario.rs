@@ -137,6 +137,9 @@ pub struct TestbedOptions {
     /// A machine behind the client, whose traffic the client forwards.
     #[serde(default)]
     pub guest: bool,
+    /// The local network has a domain, which the client's original configuration searches.
+    #[serde(default)]
+    pub search_domain: bool,
 }
 
 /// One step. Exactly one key a step.
@@ -294,6 +297,14 @@ pub enum ServiceChange {
     ChangeUplink,
     /// Is told of the uplink's first servers again.
     RevertUplink,
+    /// Ends.
+    Stop,
+    /// Is started, with what it has kept.
+    Start,
+    /// Fails when it is given a record (resolvconf).
+    Break,
+    /// Works again.
+    Mend,
 }
 
 /// Which probes.

@@ -78,6 +78,8 @@ pub(super) struct Engine {
     pub(super) changes_before: Changes,
     /// The resolver file cannot be written, by the scenario's doing.
     pub(super) unwritable: bool,
+    /// What puts right again what was done to services.
+    pub(super) unmended: Vec<crate::scenario::ServiceChange>,
     pub(super) last_error: std::cell::RefCell<Option<String>>,
 }
 
@@ -160,6 +162,9 @@ impl Engine {
         markers.add_tunnel(far.clone());
         machine::prepare(&topology.client, profile, plan.axes.original).await?;
         let services = Services::start(profile, &client, &topology.client, &plan.folder, &recorder).await?;
+        if plan.definition.testbed.search_domain {
+            topology.client.run(move || async move { machine::search_domain(profile).await }).await??;
+        }
 
         let root = start_agent(&client, None).await?;
         let user = match no_user {
@@ -229,6 +234,7 @@ impl Engine {
             changes_before: Changes::default(),
             overtaken: Vec::new(),
             unwritable: false,
+            unmended: Vec::new(),
             last_error: Default::default(),
             plan,
         })
@@ -280,6 +286,9 @@ impl Engine {
         if self.unwritable {
             self.watch.tamper(Tamper::Mutable).await?;
             self.unwritable = false;
+        }
+        for change in std::mem::take(&mut self.unmended) {
+            self.change_service(change).await?;
         }
         if running {
             self.step(index, &Step::Shutdown(Default::default())).await?;

@@ -2,6 +2,7 @@
 
 use super::CaseError;
 use crate::{
+    profile::Services,
     sandbox::Node,
     scenario::{Original, Profile},
     testbed::plan::*,
@@ -49,6 +50,26 @@ fn write(profile: Profile, original: Original) -> Result<(), CaseError> {
         Profile::StaticFile | Profile::SystemdResolvedForeign => resolv_conf(original),
     };
     written.map_err(failed(&format!("write {RESOLV_CONF}")))
+}
+
+/// Gives the local network a domain, as whoever configures the uplink would. To be called inside the client, when its services run.
+pub(super) async fn search_domain(profile: Profile) -> Result<(), CaseError> {
+    let failed =
+        |source: io::Error| CaseError::File { action: format!("give the uplink the domain {SEARCH_DOMAIN}"), source };
+    match profile {
+        Profile::StaticFile => {
+            let append = || {
+                let mut text = fs::read_to_string(RESOLV_CONF)?;
+                text.push_str(&format!("search {SEARCH_DOMAIN}\n"));
+                fs::write(RESOLV_CONF, text)
+            };
+            append().map_err(failed)
+        }
+        Profile::SystemdResolved | Profile::SystemdResolvedUplink => {
+            Services::set_link_domain(UPLINK, SEARCH_DOMAIN).await.map_err(|error| failed(io::Error::other(error)))
+        }
+        other => Err(failed(io::Error::other(format!("nobody does it on {other}; leave the profile out")))),
+    }
 }
 
 fn link(target: &str) -> io::Result<()> {

@@ -46,6 +46,7 @@ impl Engine {
         let present = Present {
             user: self.user.is_some(),
             guest: self.guest.is_some(),
+            search: self.plan.definition.testbed.search_domain,
             tunnel: known.state == Some(State::Connected) && !known.ended,
             identities,
         };
@@ -94,7 +95,7 @@ impl Engine {
             .map(|kind| PlannedProbe {
                 id: format!("{window}-{}", kind.id),
                 kind: kind.id.clone(),
-                name: format!("{tag}-{window}-{}.{PROBE_ZONE}", kind.id),
+                name: format!("{tag}-{window}-{}.{}", kind.id, kind.zone()),
                 target: kind.target(),
             })
             .collect();

@@ -431,17 +431,35 @@ impl Engine {
     }
 
     /// Does it, and waits until what the service asks is what it asked before; the judge measures.
-    async fn change_service(&mut self, change: ServiceChange) -> Result<bool, CaseError> {
+    pub(super) async fn change_service(&mut self, change: ServiceChange) -> Result<bool, CaseError> {
         let mut asked = self.watch.asked();
         let before = asked.borrow_and_update().clone();
+        // A scenario that is broken off has not put it right itself.
+        match change {
+            ServiceChange::Stop => self.unmended.push(ServiceChange::Start),
+            ServiceChange::Break => self.unmended.push(ServiceChange::Mend),
+            mended => self.unmended.retain(|due| *due != mended),
+        }
         // Before it is done: what comes of it may be seen at once.
         self.recorder.record(Event::ServiceChanged { change });
         match change {
-            ServiceChange::Restart => {
+            ServiceChange::Stop => {
+                self.services.stop_resolved().await?;
+                return Ok(self.service_is(&mut asked, "gone from the bus", |asked| asked.is_empty()).await);
+            }
+            ServiceChange::Break | ServiceChange::Mend => {
+                let broken = change == ServiceChange::Break;
+                self.topology.client.run(move || async move { Services::break_resolvconf(broken) }).await??;
+                return Ok(true);
+            }
+            ServiceChange::Restart | ServiceChange::Start => {
                 let folder = &self.plan.folder;
                 let started = self.services.restart_resolved(&self.client, &self.topology.client, folder).await?;
                 self.scope.ignore_pids.push(started.pid);
                 self.recorder.record(Event::ServiceStarted(started));
+                if change == ServiceChange::Start {
+                    return Ok(self.service_is(&mut asked, "on the bus", |asked| !asked.is_empty()).await);
+                }
             }
             ServiceChange::ChangeUplink => return self.tell_uplink(&[LAN_SECOND_V4]).await,
             ServiceChange::RevertUplink => return self.tell_uplink(&[LAN_V4, ISP_V4]).await,
@@ -465,6 +483,20 @@ impl Engine {
         let (services, node) = (&self.services, &self.topology.client);
         services.tell_uplink(profile, &self.client, node, servers, &self.plan.folder).await?;
         Ok(true)
+    }
+
+    /// Waits until what the resolver service asks is seen to be so.
+    async fn service_is(
+        &self,
+        asked: &mut tokio::sync::watch::Receiver<Vec<String>>,
+        what: &str,
+        is: impl FnMut(&Vec<String>) -> bool,
+    ) -> bool {
+        let seen = timeout(TO_CORRECTION, asked.wait_for(is)).await.is_ok_and(|seen| seen.is_ok());
+        if !seen {
+            self.recorder.record(Event::Harness { problem: format!("the resolver service was not seen to be {what}") });
+        }
+        seen
     }
 
     async fn remove_tunnel(&mut self) -> Result<bool, CaseError> {

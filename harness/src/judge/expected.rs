@@ -3,6 +3,7 @@
 use super::{
     policy::{Mode, Policy, approved},
     recording::Recording,
+    services,
     timeline::{Interval, Life, Timeline},
     verdict::{Finding, Verdict},
     wire,
@@ -57,7 +58,8 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         })
         .flatten()
         .collect();
-    let present = Present { user: true, guest: true, tunnel: true, identities: identities.into_iter().collect() };
+    let present =
+        Present { user: true, guest: true, search: true, tunnel: true, identities: identities.into_iter().collect() };
     let kinds: BTreeMap<String, Kind> = [crate::testbed::plan::RELAY_PORT, 53]
         .into_iter()
         .flat_map(|port| probe::catalogue(&present, port))
@@ -87,13 +89,17 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                     .any(|record| matches!(&record.event, Event::File { cause, .. } if cause == "outsider"));
                 let must = must_answer(interval, policy, definition, &baseline)
                     // What an outsider left is restored, whether or not it works.
-                    .filter(|_| !(edited && policy.mode == Mode::Open && definition.how == How::System));
+                    .filter(|_| {
+                        let not_its_doing = edited || services::is_away(recording, at);
+                        let by_system = matches!(definition.how, How::System | How::Search);
+                        !(not_its_doing && policy.mode == Mode::Open && by_system)
+                    });
                 if let Some((requirement, why)) = &must
                     && !answered
                 {
                     found.push(finding(
                         requirement,
-                        "X06",
+                        if definition.how == How::Search { "R05" } else { "X06" },
                         if policy.mode == Mode::Connected { Verdict::Failed } else { Verdict::Overblock },
                         interval.label(steps, record.t),
                         format!("expected an answer ({why}); {}: {}", definition.target(), words(attempt)),
@@ -128,6 +134,7 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                 found.extend(inbound_finding(id, to, *received, *control, interval, steps, record.t));
             }
             Event::TimedOut { what, after_ms, requirement } => {
+                let requirement = asked_for(recording, at, requirement);
                 certain.push(finding(
                     requirement,
                     class_of_requirement(requirement),
@@ -214,6 +221,19 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         });
     }
     Unmet { certain: merge(certain), by_absence: merge(found), notes }
+}
+
+/// The requirement that says that an error state must be reached: where a failure of DNS is brought about, that of its method.
+fn asked_for<'a>(recording: &Recording, at: usize, requirement: &'a str) -> &'a str {
+    if requirement != "TRN-5" {
+        requirement
+    } else if services::is_broken(recording, at) {
+        "RCF-3"
+    } else if recording.header.definition.environment.contains_key("WATERTIGHT_DNS_METHOD") {
+        "SEL-2"
+    } else {
+        requirement
+    }
 }
 
 /// What of a `disconnect` came after its answer, if nothing else was asked for meanwhile.
@@ -313,7 +333,7 @@ fn must_answer(
             let approved = approved(settings);
             let requirement = policy.requirement();
             match &kind.how {
-                How::System if kind.who != probe::Who::Guest => {
+                How::System | How::Search if kind.who != probe::Who::Guest => {
                     Some(("DNS-7", "connected, the system resolver works through the approved servers".into()))
                 }
                 How::Udp(server, probe::Binding::Free) | How::Tcp(server, probe::Binding::Free)
@@ -466,6 +486,7 @@ fn is_error_expected(method: &str, code: i64, interval: &Interval, steps: &[Step
 fn class_of_requirement(requirement: &str) -> &'static str {
     match requirement {
         "STA-5" => "P01",
+        "SEL-2" | "RCF-3" => "R06",
         "TRN-3" | "RST-5" => "X02",
         "TRN-6" => "T08",
         _ => "X06",

@@ -5,11 +5,12 @@ use super::{
     order::is_approved,
     policy::approved,
     recording::Recording,
+    services::is_broken,
     verdict::{Finding, Verdict},
 };
 use crate::{
     history::Event,
-    scenario::{Expected, Fault, Profile, Step},
+    scenario::{Expected, Fault, Profile, ServiceChange, Step},
     snapshot::{self, Occasion, Tolerance},
     testbed::plan::LAN_SECOND_V4,
     watch::nameservers,
@@ -20,6 +21,11 @@ use watertight_protocol::{Dns, Settings};
 /// Files that the harness itself makes when it plays the outsider.
 const OUTSIDERS_FILES: [&str; 2] = ["/etc/resolv.conf.outsider", "/etc/.outsider"];
 
+/// The section of NetworkManager's file of what it was told and has to remember that says whether it checks connectivity.
+const CONNECTIVITY_SWITCH: &str = "[connectivity]";
+/// The folder of its profiles.
+const PROFILES: &str = "/NetworkManager/system-connections/";
+
 /// All findings about what was, or was not, put back.
 pub fn findings(recording: &Recording) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -28,8 +34,10 @@ pub fn findings(recording: &Recording) -> Vec<Finding> {
     let mut outsider: Option<&str> = None;
     let mut present: Option<&str> = None;
     let mut asked: Option<&[String]> = None;
-    for record in &recording.records {
+    let mut away_before = false;
+    for (at, record) in recording.records.iter().enumerate() {
         match &record.event {
+            Event::ServiceChanged { change: ServiceChange::Start | ServiceChange::Stop } => away_before = true,
             Event::Step { step: Step::Fault(Fault::Kill), .. } => killed = true,
             Event::Settings(new) => settings = Some(new),
             Event::File { cause, content, .. } => {
@@ -40,7 +48,9 @@ pub fn findings(recording: &Recording) -> Vec<Finding> {
             }
             Event::Resolver { asked: now, .. } => asked = Some(now),
             Event::Snapshot { folder, compared: Some(expected) } => {
-                let case = Comparison { recording, folder, killed, settings, outsider, present, asked };
+                let broken = is_broken(recording, at);
+                let case =
+                    Comparison { recording, folder, killed, settings, outsider, present, asked, broken, away_before };
                 found.extend(case.check(*expected));
             }
             _ => {}
@@ -58,6 +68,10 @@ struct Comparison<'a> {
     present: Option<&'a str>,
     /// What the resolver service asks.
     asked: Option<&'a [String]>,
+    /// resolvconf was made to fail.
+    broken: bool,
+    /// The resolver service was away for a while.
+    away_before: bool,
 }
 
 impl Comparison<'_> {
@@ -73,7 +87,9 @@ impl Comparison<'_> {
             Expected::ResolverRestored => self.resolver_differences(),
             Expected::Approved => {
                 let file = self.not_approved();
-                file.into_iter().chain(self.link_not_approved()).chain(self.exposed()).collect()
+                let method = file.as_ref().and_then(|file| self.method_not_effective(file));
+                let file = file.into_iter().chain(method).chain(self.servers_forgotten());
+                file.chain(self.link_not_approved()).chain(self.exposed()).collect()
             }
             Expected::UplinkKept => self.uplink_lost().into_iter().collect(),
             Expected::Error => Vec::new(),
@@ -130,15 +146,34 @@ impl Comparison<'_> {
             .into_iter()
             .filter(|difference| !without.contains(&difference.topic.as_str()))
             .map(|difference| {
+                let (requirement, class) = self.requirement(&difference);
                 self.finding(
-                    difference.requirement,
-                    difference.class,
+                    requirement,
+                    class,
                     Verdict::NotRestored,
                     format!("expected {} as before; {}", difference.topic, difference.summary),
                     difference.diff,
                 )
             })
             .collect()
+    }
+
+    /// What the difference breaks: where it is what a DNS method has left with its service, that method's own requirement.
+    fn requirement(&self, difference: &snapshot::Difference) -> (&'static str, &'static str) {
+        let of_connectivity =
+            difference.diff.lines().any(|line| line.starts_with(['+', '-']) && line.contains(CONNECTIVITY_SWITCH));
+        let of_file = matches!(difference.topic.as_str(), "resolv.conf" | "etc");
+        match self.recording.header.axes.profile {
+            // After a crash too, says the requirement.
+            Profile::NetworkManager if of_connectivity => ("NMG-3", "X05"),
+            Profile::Openresolv | Profile::DebianResolvconf if self.broken && of_file => ("RCF-3", difference.class),
+            _ if self.killed => (difference.requirement, difference.class),
+            Profile::NetworkManager if matches!(difference.class, "X05") || difference.diff.contains(PROFILES) => {
+                ("NMG-2", difference.class)
+            }
+            Profile::Openresolv | Profile::DebianResolvconf if difference.class == "X05" => ("RCF-2", "X05"),
+            _ => (difference.requirement, difference.class),
+        }
     }
 
     fn resolver_differences(&self) -> Vec<Finding> {
@@ -188,6 +223,54 @@ impl Comparison<'_> {
             .collect()
     }
 
+    /// What a resolver file that names other servers says of the method that made it so.
+    fn method_not_effective(&self, file: &Finding) -> Option<Finding> {
+        let interface = &self.settings?.tunnel.interface;
+        let (requirement, what) = match self.recording.header.axes.profile {
+            Profile::NetworkManager => ("NMG-1", "NetworkManager to exclude all other servers"),
+            Profile::Openresolv => ("RCF-1", "an exclusive record with openresolv"),
+            Profile::DebianResolvconf => ("RCF-1", "an order of records that leaves no other server in the file"),
+            // Told a service that programs do not ask.
+            Profile::SystemdResolvedForeign if !self.link_value(interface, "DNS")?.is_empty() => (
+                "SEL-3",
+                "a method that manages the resolver file, which systemd-resolved and its resolvectl do not here",
+            ),
+            _ => return None,
+        };
+        Some(self.finding(
+            requirement,
+            "R06",
+            Verdict::Failed,
+            format!("expected {what}; {}", file.summary),
+            String::new(),
+        ))
+    }
+
+    /// DNS-6: of the servers that a C library asks, which are the first three, none is left out.
+    fn servers_forgotten(&self) -> Option<Finding> {
+        const ASKED: usize = 3;
+        let (settings, content) = (self.settings?, &*seen_through(self.present?, self.asked));
+        let named = nameservers(content);
+        if !is_approved(content, settings) {
+            return None;
+        }
+        let wanted = wanted(settings);
+        let missing: Vec<&String> = wanted.iter().take(ASKED).filter(|server| !named.contains(server)).collect();
+        if missing.is_empty() {
+            return None;
+        }
+        let summary = format!("expected all of the approved servers to be asked; {missing:?} are not among {named:?}");
+        Some(self.finding("DNS-6", "R06", Verdict::Failed, summary, String::new()))
+    }
+
+    /// A property of a link in systemd-resolved; `None` if it does not run.
+    fn link_value(&self, interface: &str, property: &str) -> Option<String> {
+        let snapshot = self.recording.snapshots.get(self.folder)?.as_ref().ok()?;
+        let text = snapshot.topics.get("systemd-resolved").filter(|text| !text.starts_with("absent"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("link {interface} {property} ")));
+        Some(line.unwrap_or_default().to_owned())
+    }
+
     /// RSD-1: where systemd-resolved manages the resolver file, the tunnel's link has the approved tunnel servers and claims all
     /// names, so that no other link is asked.
     fn link_not_approved(&self) -> Option<Finding> {
@@ -198,12 +281,8 @@ impl Comparison<'_> {
         let snapshot = self.recording.snapshots.get(self.folder)?.as_ref().ok()?;
         let text = snapshot.topics.get("systemd-resolved")?;
         let interface = &settings.tunnel.interface;
-        let value = |property: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(&format!("link {interface} {property} ")));
-            line.unwrap_or_default().to_owned()
-        };
         let approved: Vec<String> = approved(settings).tunnel.iter().map(IpAddr::to_string).collect();
-        let (servers, domains) = (value("DNS"), value("Domains"));
+        let (servers, domains) = (self.link_value(interface, "DNS")?, self.link_value(interface, "Domains")?);
         // Without a tunnel server, there is nothing that the link could be given.
         if approved.is_empty() || servers == approved.join(" ") && domains == "~." {
             return None;
@@ -211,7 +290,9 @@ impl Comparison<'_> {
         let summary = format!(
             "expected the link {interface} to have the servers {approved:?} and the domain ~. in systemd-resolved; it has servers '{servers}' and domains '{domains}'"
         );
-        Some(self.finding("RSD-1", "R01", Verdict::Failed, summary, text.clone()))
+        // A service that came later than the first connection is noticed at the next (SEL-5).
+        let requirement = if self.away_before { "SEL-5" } else { "RSD-1" };
+        Some(self.finding(requirement, "R01", Verdict::Failed, summary, text.clone()))
     }
 
     /// DNS-1 to DNS-4: the resolver file names the approved servers, in their order.
@@ -231,10 +312,7 @@ impl Comparison<'_> {
             );
             return Some(self.finding(requirement, "R06", Verdict::Failed, summary, content.into()));
         }
-        let wanted: Vec<String> = match &settings.dns {
-            Dns::Custom { servers } if !servers.is_empty() => servers.iter().map(ToString::to_string).collect(),
-            _ => approved(settings).tunnel.iter().map(IpAddr::to_string).collect(),
-        };
+        let wanted = wanted(settings);
         let places: Vec<Option<usize>> =
             servers.iter().map(|server| wanted.iter().position(|wanted| wanted == server)).collect();
         if places.windows(2).all(|pair| pair[0] <= pair[1]) {
@@ -242,5 +320,13 @@ impl Comparison<'_> {
         }
         let summary = format!("expected the servers in the order {wanted:?}; the resolver file has {servers:?}");
         Some(self.finding("DNS-3", "R06", Verdict::Failed, summary, String::new()))
+    }
+}
+
+/// The approved servers in the order in which they are to be asked.
+fn wanted(settings: &Settings) -> Vec<String> {
+    match &settings.dns {
+        Dns::Custom { servers } if !servers.is_empty() => servers.iter().map(ToString::to_string).collect(),
+        _ => approved(settings).tunnel.iter().map(IpAddr::to_string).collect(),
     }
 }

@@ -1,6 +1,8 @@
-//! Findings about resolver services: what others wiped is applied again in time, and no other link's settings change.
+//! Findings about resolver services: what others wiped is applied again in time, no other link's settings change, and what
+//! is remembered of other servers is forgotten.
 
 use super::{
+    effective::{Effective, effective},
     order::is_approved,
     recording::Recording,
     timeline::{Life, Timeline},
@@ -8,10 +10,11 @@ use super::{
 };
 use crate::{
     history::{Event, Record},
-    scenario::{ServiceChange, Step},
+    scenario::{Fault, Profile, ServiceChange, Step},
     testbed::plan::UPLINK,
+    watch::nameservers,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use watertight_protocol::{Settings, State};
 
 /// What others wiped is applied again within this time (RSD-4, as STA-5), in nanoseconds.
@@ -38,7 +41,28 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
         .collect();
     let mut found = corrected_late(recording, timeline, &views);
     found.extend(others_changed(recording, timeline, &views));
+    found.extend(others_told(recording, timeline));
+    found.extend(not_flushed(recording, timeline));
     found
+}
+
+/// Whether a scenario's step has ended the resolver service, at one moment.
+pub fn is_away(recording: &Recording, at: usize) -> bool {
+    last_change(recording, at, &[ServiceChange::Stop, ServiceChange::Start, ServiceChange::Restart])
+        == Some(ServiceChange::Stop)
+}
+
+/// Whether a scenario's step has resolvconf fail, at one moment.
+pub fn is_broken(recording: &Recording, at: usize) -> bool {
+    last_change(recording, at, &[ServiceChange::Break, ServiceChange::Mend]) == Some(ServiceChange::Break)
+}
+
+/// The last of these changes.
+fn last_change(recording: &Recording, at: usize, of: &[ServiceChange]) -> Option<ServiceChange> {
+    recording.records[..at].iter().rev().find_map(|record| match &record.event {
+        Event::ServiceChanged { change } if of.contains(change) => Some(*change),
+        _ => None,
+    })
 }
 
 /// RSD-4: settings that were wiped, or went with the service, are in force again within 1 s.
@@ -46,7 +70,11 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
     let steps = &recording.header.definition.steps;
     let mut found = Vec::new();
     for (at, record) in recording.records.iter().enumerate() {
-        let Event::ServiceChanged { change } = &record.event else { continue };
+        let Event::ServiceChanged { change: change @ (ServiceChange::Restart | ServiceChange::WipeTunnelLink) } =
+            &record.event
+        else {
+            continue;
+        };
         let interval = timeline.at_record(at);
         let held = interval.life == Life::Running && interval.state == Some(State::Connected);
         let Some(settings) = settings_at(recording, at).filter(|_| held) else { continue };
@@ -148,6 +176,141 @@ fn uplink_is_told(recording: &Recording, at: usize) -> bool {
         _ => None,
     });
     matches!(step, Some(Step::Service(ServiceChange::ChangeUplink | ServiceChange::RevertUplink)))
+}
+
+/// A call on the bus that changes a link's settings: not what asks, and not what failed.
+struct LinkCall<'a> {
+    record: &'a Record,
+    at: usize,
+    link: &'a str,
+    member: &'a str,
+    body: &'a str,
+}
+
+fn link_calls(recording: &Recording) -> Vec<LinkCall<'_>> {
+    let refused: BTreeSet<(&str, u32)> = recording
+        .records
+        .iter()
+        .filter_map(|record| match &record.event {
+            Event::Bus { message, reply_to: Some(call), destination, .. } if message == "error" => {
+                Some((destination.as_str(), *call))
+            }
+            _ => None,
+        })
+        .collect();
+    let mut calls = Vec::new();
+    for (at, record) in recording.records.iter().enumerate() {
+        if let Event::Bus { message, serial, sender, member, body, link: Some(link), service: None, .. } = &record.event
+            && message == "call"
+            && (member.starts_with("Set") || member.starts_with("Revert"))
+            && !refused.contains(&(sender.as_str(), *serial))
+        {
+            calls.push(LinkCall { record, at, link, member, body });
+        }
+    }
+    calls
+}
+
+/// RSD-2: no other link is told anything else, not even for a moment that no look at its settings falls into.
+fn others_told(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut told: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    let mut found: Vec<Finding> = Vec::new();
+    for call in link_calls(recording) {
+        let interval = timeline.at_record(call.at);
+        let Some(settings) = settings_at(recording, call.at).filter(|_| interval.life != Life::Before) else {
+            continue;
+        };
+        if call.link == settings.tunnel.interface || call.link == UPLINK && uplink_is_told(recording, call.at) {
+            continue;
+        }
+        let bodies = told.entry((call.link, call.member)).or_default();
+        bodies.insert(call.body);
+        // What is told once stays, and shows in the settings if it was another; what is told in two ways was changed.
+        if bodies.len() < 2 && !call.member.starts_with("Revert") {
+            continue;
+        }
+        let summary = format!(
+            "expected the settings of {} in systemd-resolved untouched; it was told {} {}",
+            call.link, call.member, call.body
+        );
+        if found.iter().all(|known: &Finding| known.summary != summary) {
+            found.push(Finding {
+                requirement: "RSD-2".into(),
+                class: "R02".into(),
+                verdict: Verdict::Failed,
+                window: interval.label(steps, call.record.t),
+                summary,
+                count: 1,
+                evidence: None,
+                detail: None,
+            });
+        }
+    }
+    found
+}
+
+/// RSD-5: a step after which other servers are asked than before has flushed the cache.
+fn not_flushed(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let profile = recording.header.axes.profile;
+    if !profile.has_resolved() || profile == Profile::SystemdResolvedForeign {
+        return Vec::new();
+    }
+    let steps = &recording.header.definition.steps;
+    let versions = effective(recording);
+    let mut begins: Vec<usize> = recording
+        .records
+        .iter()
+        .enumerate()
+        .filter_map(|(at, record)| matches!(record.event, Event::Step { .. }).then_some(at))
+        .collect();
+    begins.push(recording.records.len());
+    let servers_before = |at: usize| versions.iter().take_while(|version| version.at < at).last().map(servers);
+    let mut found = Vec::new();
+    for pair in begins.windows(2) {
+        let (Event::Step { step, .. }, during) = (&recording.records[pair[0]].event, pair[0]..pair[1]) else {
+            continue;
+        };
+        let changes_servers = matches!(
+            step,
+            Step::Connect(_)
+                | Step::Disconnect(_)
+                | Step::Configure(_)
+                | Step::Block(_)
+                | Step::Shutdown(_)
+                | Step::Restart(_)
+                | Step::Fault(Fault::Terminate | Fault::EndOfFile)
+        );
+        let (before, after) = (servers_before(during.start), servers_before(during.end));
+        // Without the service there is nothing to flush.
+        if !changes_servers || before == after || is_away(recording, during.end) {
+            continue;
+        }
+        let flushed = recording.records[during.clone()].iter().any(|record| {
+            matches!(&record.event, Event::Bus { message, member, .. } if message == "call" && member == "FlushCaches")
+        });
+        if !flushed {
+            let record = &recording.records[during.start];
+            let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+            found.push(Finding {
+                requirement: "RSD-5".into(),
+                class: "R10".into(),
+                verdict: Verdict::Failed,
+                window: timeline.at_record(during.end - 1).label(steps, record.t),
+                summary: format!(
+                    "expected systemd-resolved's cache to be flushed (FlushCaches) when {after:?} are asked in place of {before:?}; it was not"
+                ),
+                count: 1,
+                evidence: None,
+                detail: None,
+            });
+        }
+    }
+    found
+}
+
+fn servers(version: &Effective<'_>) -> Vec<String> {
+    nameservers(&version.content)
 }
 
 /// A view's settings by link and property.

@@ -127,10 +127,7 @@ impl Services {
         node: &Node,
         folder: &Path,
     ) -> Result<Started, ServiceError> {
-        let place = self.running.iter().position(|service| service.started.name == "systemd-resolved");
-        if let Some(place) = place {
-            self.running.remove(place).stop().await?;
-        }
+        self.stop_resolved().await?;
         let service = resolved::start_again(client, node, folder).await?;
         let started = service.started.clone();
         self.running.push(service);
@@ -164,9 +161,28 @@ impl Services {
         }
     }
 
+    /// Ends systemd-resolved in order.
+    pub async fn stop_resolved(&mut self) -> Result<(), ServiceError> {
+        let place = self.running.iter().position(|service| service.started.name == "systemd-resolved");
+        match place {
+            Some(place) => self.running.remove(place).stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Has resolvconf fail when it is given a record, or work again. To be called inside the client.
+    pub(crate) fn break_resolvconf(broken: bool) -> Result<(), ServiceError> {
+        if broken { resolvconf::break_program() } else { resolvconf::mend_program() }
+    }
+
     /// Makes systemd-resolved forget what it was told about a link. To be called inside the client.
     pub(crate) async fn wipe_link(interface: &str) -> zbus::Result<()> {
         resolved::revert_link(interface).await
+    }
+
+    /// Gives a link a search domain in systemd-resolved. To be called inside the client.
+    pub(crate) async fn set_link_domain(interface: &str, domain: &str) -> zbus::Result<()> {
+        resolved::set_domain(interface, domain).await
     }
 
     /// Process ids as the client machine itself counts them.

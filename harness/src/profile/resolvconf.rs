@@ -10,7 +10,8 @@ use crate::{
     sandbox::{Client, Node, ProcessEnd, Spawn},
     testbed::plan::UPLINK,
 };
-use std::{fs, net::Ipv4Addr, path::Path};
+use nix::mount::{MsFlags, mount, umount};
+use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The program, in both packages.
@@ -59,6 +60,56 @@ fn runtime_files() -> Result<(), ServiceError> {
     fs::create_dir_all(folder).map_err(failed(folder))?;
     let file = Path::new("/run/resolvconf/resolv.conf");
     fs::write(file, b"").map_err(failed(file))
+}
+
+/// Where the program is while another one stands in its place.
+const KEPT: &str = "/run/resolvconf.kept";
+/// That other one: it takes no record, and says why.
+const BROKEN: &str = "/run/resolvconf.broken";
+const BROKEN_TEXT: &str = "#!/bin/sh
+for argument; do
+    if [ \"$argument\" = -a ]; then
+        cat >/dev/null
+        echo 'resolvconf: the record was not written: No space left on device' >&2
+        exit 1
+    fi
+done
+exec /run/resolvconf.kept \"$@\"
+";
+
+/// Mounts a program that fails over it.
+pub(super) fn break_program() -> Result<(), ServiceError> {
+    let file = |path: &'static str, text: &str| {
+        let written = fs::write(path, text).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
+        written.map_err(|source| ServiceError::File { action: "write", path: path.into(), source })
+    };
+    file(KEPT, "")?;
+    file(BROKEN, BROKEN_TEXT)?;
+    bind(PROGRAM, KEPT)?;
+    bind(BROKEN, PROGRAM)
+}
+
+/// Takes it away.
+pub(super) fn mend_program() -> Result<(), ServiceError> {
+    for path in [PROGRAM, KEPT] {
+        umount(path).map_err(|errno| ServiceError::File {
+            action: "unmount",
+            path: path.into(),
+            source: errno.into(),
+        })?;
+    }
+    for path in [BROKEN, KEPT] {
+        fs::remove_file(path).map_err(|source| ServiceError::File { action: "remove", path: path.into(), source })?;
+    }
+    Ok(())
+}
+
+fn bind(from: &str, to: &'static str) -> Result<(), ServiceError> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|errno| ServiceError::File {
+        action: "mount a file over",
+        path: to.into(),
+        source: errno.into(),
+    })
 }
 
 /// Runs it once, to its end.

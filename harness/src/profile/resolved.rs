@@ -49,6 +49,13 @@ pub(super) async fn revert_link(interface: &str) -> zbus::Result<()> {
     proxy(&bus, PATH, MANAGER).await?.call("RevertLink", &(index as i32)).await
 }
 
+/// Gives a link a search domain. To be called inside the client.
+pub(super) async fn set_domain(interface: &str, domain: &str) -> zbus::Result<()> {
+    let bus = connect().await?;
+    let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
+    proxy(&bus, PATH, MANAGER).await?.call("SetLinkDomains", &(index as i32, vec![(domain, false)])).await
+}
+
 async fn start_with(client: &Client, node: &Node, folder: &Path, first: bool) -> Result<Service, ServiceError> {
     let program = Program {
         name: "systemd-resolved",
@@ -146,10 +153,12 @@ pub struct LinkSettings {
 impl Settings {
     /// Reads them. To be called inside the client. `None` if the service is not on the bus.
     pub(crate) async fn read(bus: &Connection) -> zbus::Result<Option<Self>> {
-        use zbus::fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown};
+        use zbus::fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown, SpawnChildExited};
         match Self::ask(bus).await {
             // It ended meanwhile; who takes its place is told by the bus.
-            Err(zbus::Error::FDO(error)) if matches!(*error, NameHasNoOwner(_) | NoReply(_) | ServiceUnknown(_)) => {
+            Err(zbus::Error::FDO(error))
+                if matches!(*error, NameHasNoOwner(_) | NoReply(_) | ServiceUnknown(_) | SpawnChildExited(_)) =>
+            {
                 Ok(None)
             }
             other => other,

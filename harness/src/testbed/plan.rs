@@ -83,5 +83,8 @@ pub const GUEST_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 30, 0, 0, 0, 0, 0, 
 /// The client's interface towards the guest.
 pub const GUEST_LINK: &str = "vguest0";
 
+/// The domain of the local network, where a scenario has it one.
+pub const SEARCH_DOMAIN: &str = "home.test";
+
 /// The zone under which every probe's name lies.
 pub const PROBE_ZONE: &str = "probe.watertight.test";

@@ -6,20 +6,27 @@ use crate::{
     history::{Event, Recorder, now},
     profile::{ResolvedSettings, connect_to_bus},
 };
-use futures::StreamExt;
-use std::{cell::RefCell, rc::Rc};
+use futures::{FutureExt, StreamExt};
+use std::{collections::HashMap, pin::pin};
 use tokio::sync::{oneshot, watch};
-use zbus::{Connection, MatchRule, Message, MessageStream, fdo::MonitoringProxy, message::Type};
+use zbus::{
+    Connection, MatchRule, Message, MessageStream,
+    fdo::{DBusProxy, MonitoringProxy},
+    message::Type,
+};
 
 /// Text of a message's body that is kept, in characters.
 const KEPT: usize = 1000;
+
+/// Services that configure links of their own, which is not the subject's doing.
+const CONFIGURE_LINKS: [&str; 2] = ["org.freedesktop.NetworkManager", "org.freedesktop.network1"];
 
 /// Starts both; the settings as they are now are in the history when this returns. Ends when the sender of `stopped` is gone.
 pub(super) async fn start(
     recorder: Recorder,
     changes: watch::Sender<Changes>,
     asked: watch::Sender<Vec<String>>,
-    mut stopped: oneshot::Receiver<()>,
+    stopped: oneshot::Receiver<()>,
 ) -> Result<(), WatchError> {
     let failed = |source| WatchError::Bus { source };
     let asking = connect_to_bus().await.map_err(failed)?;
@@ -31,28 +38,81 @@ pub(super) async fn start(
         .become_monitor(&[] as &[MatchRule<'_>], 0)
         .await
         .map_err(|error| failed(error.into()))?;
-    let last = Rc::new(RefCell::new(None));
-    look(&asking, &recorder, &last, &asked, "start").await.map_err(failed)?;
-    let mut messages = MessageStream::from(listening);
-    let mut network = changes.subscribe();
-    tokio::task::spawn_local(async move {
+    let owners = Owners::read(&asking).await.map_err(failed)?;
+    let mut looking = Looking { bus: asking, recorder: recorder.clone(), last: None, tell: asked };
+    looking.look("start").await.map_err(failed)?;
+    let network = changes.subscribe();
+    // To look takes a while, and messages are noted when they come: their time and place in the history count.
+    let (news, heard) = watch::channel(String::new());
+    let stopped = stopped.map(|_| ()).shared();
+    let noting = Noting { messages: MessageStream::from(listening), own, owners, recorder };
+    tokio::task::spawn_local(noting.run(news, stopped.clone()));
+    tokio::task::spawn_local(looking.run(heard, network, stopped));
+    Ok(())
+}
+
+/// Notes every message.
+struct Noting {
+    messages: MessageStream,
+    own: String,
+    owners: Owners,
+    recorder: Recorder,
+}
+
+impl Noting {
+    async fn run(mut self, news: watch::Sender<String>, stopped: impl Future<Output = ()>) {
+        let mut stopped = pin!(stopped);
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = &mut stopped => return,
+                message = self.messages.next() => message,
+            };
+            match message {
+                Some(Ok(message)) => {
+                    if let Some(cause) = note(&message, &self.own, &self.recorder, &mut self.owners) {
+                        news.send_replace(cause);
+                    }
+                }
+                Some(Err(error)) => {
+                    self.recorder
+                        .record(Event::Harness { problem: format!("messages on the system bus were lost: {error}") });
+                    return;
+                }
+                // The bus ended, with the machine or before it; what that means is in the services' records.
+                None => return,
+            }
+        }
+    }
+}
+
+/// Looks at the settings when there is news, once for all that has come meanwhile.
+struct Looking {
+    bus: Connection,
+    recorder: Recorder,
+    last: Option<String>,
+    tell: watch::Sender<Vec<String>>,
+}
+
+impl Looking {
+    async fn run(
+        mut self,
+        mut heard: watch::Receiver<String>,
+        mut network: watch::Receiver<Changes>,
+        stopped: impl Future<Output = ()>,
+    ) {
+        let mut stopped = pin!(stopped);
         let mut seen = network.borrow().network;
         loop {
             let cause = tokio::select! {
                 biased;
-                _ = &mut stopped => return,
-                message = messages.next() => match message {
-                    Some(Ok(message)) => match note(&message, &own, &recorder) {
-                        Some(cause) => cause,
-                        None => continue,
-                    },
-                    Some(Err(error)) => {
-                        recorder.record(Event::Harness { problem: format!("messages on the system bus were lost: {error}") });
+                () = &mut stopped => return,
+                changed = heard.changed() => {
+                    if changed.is_err() {
                         return;
                     }
-                    // The bus ended, with the machine or before it; what that means is in the services' records.
-                    None => return,
-                },
+                    heard.borrow_and_update().clone()
+                }
                 changed = network.changed() => {
                     if changed.is_err() {
                         return;
@@ -67,21 +127,37 @@ pub(super) async fn start(
             };
             let looked = tokio::select! {
                 biased;
-                _ = &mut stopped => return,
-                looked = look(&asking, &recorder, &last, &asked, &cause) => looked,
+                () = &mut stopped => return,
+                looked = self.look(&cause) => looked,
             };
             if let Err(error) = looked {
-                recorder.record(Event::Harness {
+                self.recorder.record(Event::Harness {
                     problem: format!("failed to ask the resolver service for its settings: {error}"),
                 });
             }
         }
-    });
-    Ok(())
+    }
+
+    async fn look(&mut self, cause: &str) -> zbus::Result<()> {
+        let t = now(libc::CLOCK_REALTIME);
+        let settings = ResolvedSettings::read(&self.bus).await?;
+        let text = settings.as_ref().map_or_else(|| "absent\n".to_owned(), ResolvedSettings::text);
+        if self.last.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        self.last = Some(text.clone());
+        let asked = settings.map(|settings| settings.asked()).unwrap_or_default();
+        self.tell.send_replace(asked.clone());
+        self.recorder.record_at(
+            t,
+            Event::Resolver { service: "systemd-resolved".into(), cause: cause.into(), asked, settings: text },
+        );
+        Ok(())
+    }
 }
 
 /// Records a message; gives back its summary if it may have changed something. What the harness itself asks is left out.
-fn note(message: &Message, own: &str, recorder: &Recorder) -> Option<String> {
+fn note(message: &Message, own: &str, recorder: &Recorder, owners: &mut Owners) -> Option<String> {
     let header = message.header();
     let text = |value: Option<String>| value.unwrap_or_default();
     let sender = text(header.sender().map(ToString::to_string));
@@ -98,6 +174,11 @@ fn note(message: &Message, own: &str, recorder: &Recorder) -> Option<String> {
     let interface = text(header.interface().map(ToString::to_string));
     let member = text(header.member().map(ToString::to_string));
     let body = message.body();
+    if kind == "signal" && member == "NameOwnerChanged" {
+        owners.changed(&body);
+    }
+    let path = text(header.path().map(ToString::to_string));
+    let link = if kind == "call" { link(&interface, &member, &path, &body) } else { None };
     let body = if body.is_empty() { String::new() } else { readable(&body) };
     let cause = format!("{kind} {interface}.{member}");
     recorder.record_at(
@@ -106,9 +187,11 @@ fn note(message: &Message, own: &str, recorder: &Recorder) -> Option<String> {
             message: kind.into(),
             serial: message.primary_header().serial_num().into(),
             reply_to: header.reply_serial().map(Into::into),
+            service: owners.by_unique_name.get(&sender).cloned(),
+            link,
             sender,
             destination,
-            path: text(header.path().map(ToString::to_string)),
+            path,
             interface,
             member,
             error: header.error_name().map(ToString::to_string),
@@ -119,6 +202,62 @@ fn note(message: &Message, own: &str, recorder: &Recorder) -> Option<String> {
     (kind != "call").then_some(cause)
 }
 
+/// Who owns the names of services that configure links.
+struct Owners {
+    by_unique_name: HashMap<String, String>,
+}
+
+impl Owners {
+    async fn read(bus: &Connection) -> zbus::Result<Self> {
+        let proxy = DBusProxy::new(bus).await?;
+        let mut by_unique_name = HashMap::new();
+        for name in CONFIGURE_LINKS {
+            match proxy.get_name_owner(name.try_into()?).await {
+                Ok(owner) => drop(by_unique_name.insert(owner.to_string(), name.to_owned())),
+                Err(zbus::fdo::Error::NameHasNoOwner(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self { by_unique_name })
+    }
+
+    fn changed(&mut self, body: &zbus::message::Body) {
+        // What is no such signal changes nothing.
+        let Ok((name, _, new)) = body.deserialize::<(String, String, String)>() else { return };
+        if CONFIGURE_LINKS.contains(&name.as_str()) {
+            self.by_unique_name.retain(|_, known| *known != name);
+            if !new.is_empty() {
+                self.by_unique_name.insert(new, name);
+            }
+        }
+    }
+}
+
+/// The link that a call to systemd-resolved is about: its number is the first argument, or in the object's path, behind an
+/// underscore and escaped where it is a digit (org.freedesktop.resolve1(5)).
+fn link(interface: &str, member: &str, path: &str, body: &zbus::message::Body) -> Option<String> {
+    let index: u32 = match interface {
+        "org.freedesktop.resolve1.Manager" if member.contains("Link") => {
+            body.deserialize_ignore_signature::<i32>().ok()?.try_into().ok()?
+        }
+        "org.freedesktop.resolve1.Link" => {
+            let escaped = path.strip_prefix("/org/freedesktop/resolve1/link/")?;
+            let digits = match escaped.strip_prefix('_') {
+                Some(rest) => {
+                    let first = u8::from_str_radix(rest.get(..2)?, 16).ok()?;
+                    format!("{}{}", char::from(first), rest.get(2..)?)
+                }
+                None => escaped.to_owned(),
+            };
+            digits.parse().ok()?
+        }
+        _ => return None,
+    };
+    let name = nix::net::if_::if_indextoname(index).ok()?.to_string_lossy().into_owned();
+    // nix 0.31 takes the null pointer of a failure for a success, with an empty name.
+    (!name.is_empty()).then_some(name)
+}
+
 fn readable(body: &zbus::message::Body) -> String {
     match body.deserialize::<zbus::wire::Structure<'_>>() {
         Ok(structure) => format!("{structure}"),
@@ -127,27 +266,4 @@ fn readable(body: &zbus::message::Body) -> String {
             Err(error) => format!("({}, not read: {error})", body.signature()),
         },
     }
-}
-
-async fn look(
-    bus: &Connection,
-    recorder: &Recorder,
-    last: &Rc<RefCell<Option<String>>>,
-    tell: &watch::Sender<Vec<String>>,
-    cause: &str,
-) -> zbus::Result<()> {
-    let t = now(libc::CLOCK_REALTIME);
-    let settings = ResolvedSettings::read(bus).await?;
-    let text = settings.as_ref().map_or_else(|| "absent\n".to_owned(), ResolvedSettings::text);
-    if last.borrow().as_ref() == Some(&text) {
-        return Ok(());
-    }
-    *last.borrow_mut() = Some(text.clone());
-    let asked = settings.map(|settings| settings.asked()).unwrap_or_default();
-    tell.send_replace(asked.clone());
-    recorder.record_at(
-        t,
-        Event::Resolver { service: "systemd-resolved".into(), cause: cause.into(), asked, settings: text },
-    );
-    Ok(())
 }
