@@ -20,6 +20,7 @@ use crate::{
     watch::{Changes, Version, Watch},
 };
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -72,6 +73,8 @@ pub(super) struct Engine {
     /// Answers to `connect` that the state came before.
     pub(super) overtaken: Vec<tokio::task::JoinHandle<()>>,
     pub(super) window: usize,
+    /// Kinds of probes that were answered in the first window.
+    pub(super) answered: BTreeSet<String>,
     pub(super) runs: u32,
     pub(super) outsider: Option<Version>,
     /// What the watchers had seen when a request was sent without waiting.
@@ -229,6 +232,7 @@ impl Engine {
             frozen: false,
             sent: Vec::new(),
             window: 0,
+            answered: BTreeSet::new(),
             runs: 0,
             outsider: None,
             changes_before: Changes::default(),

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     agent::{
         Endpoint,
-        wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, ProbeSpec, Qtype, Shape, Via},
+        wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, Outcome, ProbeSpec, Qtype, Shape, Via},
     },
     history::{Cause, Event, PlannedProbe},
     judge::approved,
@@ -25,6 +25,8 @@ use watertight_protocol::{Capability, State, method};
 /// How long an attempt may wait for its answer, in milliseconds. An answer that comes ends the wait, and so does a refusal:
 /// only a subject that drops in silence costs this much.
 const ANSWER_MS: u64 = 700;
+/// The same, where an answer must come: a busy machine is no finding.
+const MUST_ANSWER_MS: u64 = 5000;
 /// The same, where no answer can come.
 const SILENT_MS: u64 = 100;
 /// How long the first query of an old flow may wait.
@@ -106,7 +108,8 @@ impl Engine {
             if window > 1 && skipped == Some(kind.id.as_str()) {
                 continue;
             }
-            specs[kind.who as usize].push(kind.spec(&planned.id, &planned.name, window, answer_ms(kind)));
+            let answer_ms = if self.must_answer(kind) { MUST_ANSWER_MS } else { answer_ms(kind) };
+            specs[kind.who as usize].push(kind.spec(&planned.id, &planned.name, window, answer_ms));
         }
         // First: what they ask for is resolved afresh, and the probes would do it meanwhile.
         let mut services = self.services().await;
@@ -121,6 +124,9 @@ impl Engine {
         for probed in attempts {
             let probed = probed?;
             for (id, attempt) in probed.attempts {
+                if let (1, Outcome::Answered { .. }) = (window, &attempt.outcome) {
+                    self.answered.extend(id.split_once('-').map(|(_, kind)| kind.to_owned()));
+                }
                 self.recorder.record(Event::Probe { id, attempt });
             }
         }
@@ -130,6 +136,29 @@ impl Engine {
         self.markers.canary(Cause::ProbesEnd);
         self.markers.barrier(Cause::ProbesEnd);
         Ok(())
+    }
+
+    /// Whether silence would be a finding: while nothing is restricted what was answered at first, while connected the
+    /// approved servers and the system's resolver. It decides how long is waited, and nothing else.
+    fn must_answer(&self, kind: &Kind) -> bool {
+        let known = self.known.borrow();
+        let running = self.subject.is_some() && !known.ended && !self.frozen;
+        match known.state {
+            Some(State::Connected) if running && !self.far.relay.is_silent() => {
+                let approved = approved(&self.settings());
+                let is_approved = |server: SocketAddr| {
+                    let address = server.ip();
+                    server.port() == 53
+                        && (approved.tunnel.contains(&address) || approved.lan.iter().any(|lan| lan.address == address))
+                };
+                kind.how == How::System || kind.server().is_some_and(is_approved)
+            }
+            None | Some(State::Disconnected) if self.patch.lockdown != Some(true) => {
+                // Old flows are not opened again.
+                !matches!(kind.how, How::OldTcp(_) | How::OldUdp(_)) && self.answered.contains(&kind.id)
+            }
+            _ => false,
+        }
     }
 
     /// Marks, users and groups that the client's ruleset or routing rules name: what has one claims to be the daemon's.
@@ -156,7 +185,7 @@ impl Engine {
             Err(error) => failed(service, &error),
         };
         let lease = async |service: &'static str, version| match agent
-            .dhcp(UPLINK, version, Duration::from_millis(ANSWER_MS))
+            .dhcp(UPLINK, version, Duration::from_millis(MUST_ANSWER_MS))
             .await
         {
             Ok(result) => event(service, result.offered.is_some(), result.detail),
