@@ -82,8 +82,11 @@ fn it_passes_where_it_can() {
     words.extend(scenarios.iter().flat_map(|scenario| ["--scenario".to_owned(), (*scenario).into()]));
     let bundle = Bundle::record(&words.iter().map(String::as_str).collect::<Vec<_>>());
     let report = bundle.report();
-    let verdicts: Vec<String> =
-        report.results.iter().map(|result| format!("{} {}: {}", result.verdict, result.scenario, result.reason)).collect();
+    let verdicts: Vec<String> = report
+        .results
+        .iter()
+        .map(|result| format!("{} {}: {}", result.verdict, result.scenario, result.reason))
+        .collect();
     assert_eq!(report.results.len(), scenarios.len(), "{verdicts:?}");
     assert!(verdicts.iter().all(|verdict| verdict.starts_with("PASS ")), "{verdicts:#?}\n{}", bundle.ran.said);
 }
