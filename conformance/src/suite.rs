@@ -157,11 +157,9 @@ impl Run {
             sabotage: None,
         };
         let verdict = run::run_one(&plan, &judge::Options::default());
-        match verdict.verdict {
-            Verdict::Pass => remove(&folder).map(|()| Completion::Completed),
-            Verdict::Unsupported => remove(&folder).map(|()| Completion::ignored_with(&verdict.reason)),
-            _ => Err(in_words(&verdict, &folder).into()),
-        }
+        let outcome = outcome(&verdict, &folder)?;
+        fs::remove_dir_all(&folder).map_err(|error| format!("failed to remove {}: {error}", folder.display()))?;
+        Ok(outcome)
     }
 
     /// What the machine lacks, looked at when the first case wants to run.
@@ -193,9 +191,13 @@ fn make_empty(folder: &Path) -> Result<(), String> {
     }
 }
 
-/// Removes what a case has recorded.
-fn remove(folder: &Path) -> Result<(), Failed> {
-    fs::remove_dir_all(folder).map_err(|error| format!("failed to remove {}: {error}", folder.display()).into())
+/// What a verdict is as a test's outcome: only a pass is one.
+fn outcome(verdict: &CaseVerdict, folder: &Path) -> Result<Completion, Failed> {
+    match verdict.verdict {
+        Verdict::Pass => Ok(Completion::Completed),
+        Verdict::Unsupported => Ok(Completion::ignored_with(&verdict.reason)),
+        _ => Err(in_words(verdict, folder).into()),
+    }
 }
 
 /// Findings as the program prints them, or what is missing in the evidence; and where everything is.
@@ -218,4 +220,33 @@ fn in_words(verdict: &CaseVerdict, folder: &Path) -> String {
         );
     }
     words + &format!("kept: {}", folder.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(verdict: Verdict) -> CaseVerdict {
+        CaseVerdict { verdict, ..CaseVerdict::unreadable("states/connected", "static-file", "a frame is missing") }
+    }
+
+    #[test]
+    fn only_a_pass_is_a_pass() {
+        let folder = Path::new("/bundle/mine/states/connected/static-file");
+        for each in Verdict::ALL {
+            match (each, outcome(&verdict(each), folder)) {
+                (Verdict::Pass, Ok(Completion::Completed)) => {}
+                (Verdict::Unsupported, Ok(Completion::Ignored { reason })) => {
+                    assert_eq!(reason.as_deref(), Some("a frame is missing"));
+                }
+                (each, Err(failed)) if each <= Verdict::Inconclusive => {
+                    let said = failed.message().unwrap_or_default();
+                    let head = format!("{each}  states/connected [static-file]\n  reason       a frame is missing\n");
+                    assert!(said.starts_with(&head), "{said}");
+                    assert!(said.ends_with("kept: /bundle/mine/states/connected/static-file"), "{said}");
+                }
+                (each, _) => panic!("{each} has another outcome"),
+            }
+        }
+    }
 }

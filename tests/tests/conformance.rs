@@ -9,6 +9,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output, Stdio},
+    sync::{Mutex, PoisonError},
 };
 use tempfile::TempDir;
 use watertight::{judge::CaseVerdict, layer};
@@ -51,6 +52,9 @@ const NOT_FOR_IT: [(&str, &str); 7] = [
     ("static-file/rewritten [static-file]", "does not claim watches-changes"),
     ("static-file/symlinked [static-file]", "does not claim watches-changes"),
 ];
+
+/// Each of these keeps all processors busy by itself.
+static WHOLE_SUITE: Mutex<()> = Mutex::new(());
 
 /// How a test program ended.
 struct Ran {
@@ -130,6 +134,7 @@ fn both_bugs_of_the_example_are_found_and_nothing_else_is() {
     if skip(missing(Needs::Cases)) {
         return;
     }
+    let _alone = WHOLE_SUITE.lock().unwrap_or_else(PoisonError::into_inner);
     let ran = run(EXAMPLE, &[], &[]);
     let expected: BTreeMap<String, String> =
         NOT_AS_IT_WAS.iter().chain(&WRITTEN_IN_PLACE).map(|(name, ids)| ((*name).into(), (*ids).into())).collect();
@@ -163,6 +168,7 @@ fn a_backend_without_the_bugs_passes_and_leaves_nothing() {
     if skip(missing(Needs::Cases)) {
         return;
     }
+    let _alone = WHOLE_SUITE.lock().unwrap_or_else(PoisonError::into_inner);
     let ran = run(MENDED, &[], &[]);
     assert_eq!(ran.with("FAILED"), BTreeSet::new(), "{}", ran.said);
     assert_eq!(ran.output.status.code(), Some(0), "{}", ran.said);

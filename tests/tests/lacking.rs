@@ -56,8 +56,12 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let reason = missing(Needs::Cases).or_else(|| missing(Needs::Root));
-    let trials =
-        LACKS.iter().map(|lack| trial(&format!("without::{}", lack.name), reason.as_deref(), || refused(lack)));
+    let trials = LACKS.iter().flat_map(|lack| {
+        [
+            trial(&format!("without::{}", lack.name), reason.as_deref(), || refused(lack)),
+            trial(&format!("backends::without::{}", lack.name), reason.as_deref(), || ignored(lack)),
+        ]
+    });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
@@ -85,6 +89,31 @@ fn refused(lack: &Lack) -> Result<(), Failed> {
     }
     if bundle.exists() {
         return Err("a bundle was begun although nothing could be run".into());
+    }
+    Ok(())
+}
+
+/// A backend's tests are ignored with the same words, and fail where they must not be.
+fn ignored(lack: &Lack) -> Result<(), Failed> {
+    let folder = tempfile::Builder::new().prefix("watertight-test-").tempdir()?;
+    for (required, code, outcome) in [("0", 0, "ignored (this machine"), ("1", 101, "FAILED")] {
+        let run = Command::new("/proc/self/exe")
+            .args(["@lacking", lack.name, env!("CARGO_BIN_EXE_example-conformance"), "states/disconnected"])
+            .env("WATERTIGHT_REQUIRE_PRIVILEGES", required)
+            .env("WATERTIGHT_BUNDLE", folder.path())
+            .env_remove("NEXTEST")
+            .stdin(Stdio::null())
+            .output()?;
+        let said = String::from_utf8_lossy(&run.stdout);
+        let result = format!("test states/disconnected [static-file] ... {outcome}");
+        if run.status.code() != Some(code) || !said.contains(&result) {
+            return Err(
+                format!("expected exit code {code} and '{result}'; it ended with {}:\n{said}", run.status).into()
+            );
+        }
+        if let Some(words) = lack.words.iter().find(|words| !said.contains(*words)) {
+            return Err(format!("expected '{words}' in\n{said}").into());
+        }
     }
     Ok(())
 }
