@@ -272,6 +272,10 @@ pub enum ServiceChange {
     Restart,
     /// Forgets what it was told about the tunnel's link.
     WipeTunnelLink,
+    /// Applies the uplink's profile anew (NetworkManager).
+    Reapply,
+    /// Asks the testbed's DHCP server again for the uplink's lease, which names other servers by then.
+    RenewLease,
 }
 
 /// Which probes.

@@ -287,7 +287,13 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
             }
         }
         What::Probes => {
-            let present = probe::Present { user: true, guest: true, tunnel: true, identities: Vec::new() };
+            let present = probe::Present {
+                user: true,
+                guest: true,
+                tunnel: true,
+                identities: Vec::new(),
+                forwarder: Some(watertight::profile::FORWARDER_ADDRESS.into()),
+            };
             for kind in probe::catalogue(&present, watertight::testbed::plan::RELAY_PORT) {
                 println!("{:<32} {}", kind.id, kind.target());
             }

@@ -1,14 +1,13 @@
 //! resolvconf, openresolv's or Debian's: no daemon, but a program that whoever configures the uplink tells of its servers
 //! (resolvconf(8)).
 
-use super::service::{READY, ServiceError, Started, version};
+use super::service::{ServiceError, Started, call, version};
 use crate::{
     layer::Layer,
-    sandbox::{Client, Node, ProcessEnd, Spawn},
+    sandbox::{Client, Node},
     testbed::plan::{ISP_V4, LAN_V4, UPLINK},
 };
 use std::{fs, path::Path};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The program, in both packages.
 const PROGRAM: &str = "/usr/sbin/resolvconf";
@@ -23,11 +22,11 @@ pub(super) async fn start(
 ) -> Result<Started, ServiceError> {
     if package == "resolvconf" {
         node.run(|| async { runtime_files() }).await??;
-        call(client, &["--enable-updates"], "", folder).await?;
+        call(client, PROGRAM, &["--enable-updates"], "", folder).await?;
     }
     let record = format!("nameserver {LAN_V4}\nnameserver {ISP_V4}\n");
     let name = format!("{UPLINK}.dhclient");
-    call(client, &["-a", &name], &record, folder).await?;
+    call(client, PROGRAM, &["-a", &name], &record, folder).await?;
     Ok(Started {
         name: package.into(),
         program: PROGRAM.into(),
@@ -47,32 +46,4 @@ fn runtime_files() -> Result<(), ServiceError> {
     fs::create_dir_all(folder).map_err(failed(folder))?;
     let file = Path::new("/run/resolvconf/resolv.conf");
     fs::write(file, b"").map_err(failed(file))
-}
-
-/// Runs it once, to its end.
-async fn call(client: &Client, arguments: &[&str], input: &str, folder: &Path) -> Result<(), ServiceError> {
-    let spawn = Spawn {
-        program: PROGRAM.into(),
-        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
-        environment: vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())],
-        user: None,
-    };
-    let mut process = spawn.start(client).await?;
-    let work = async {
-        if let Some(mut stdin) = process.stdin.take() {
-            // A program that does not read is judged by how it ends.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
-        let mut said = String::new();
-        if let Some(mut stderr) = process.stderr.take() {
-            let _ = stderr.read_to_string(&mut said).await;
-        }
-        (process.wait().await, said)
-    };
-    let failed = |reason: String| ServiceError::NotReady { name: "resolvconf", reason, log: folder.into() };
-    match tokio::time::timeout(READY, work).await {
-        Ok((ProcessEnd::Exited(0), _)) => Ok(()),
-        Ok((end, said)) => Err(failed(format!("`resolvconf {}` ended with {end:?}: {said}", arguments.join(" ")))),
-        Err(_) => Err(failed(format!("`resolvconf {}` did not end in time", arguments.join(" ")))),
-    }
 }

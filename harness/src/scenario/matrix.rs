@@ -43,6 +43,21 @@ pub enum Profile {
     Openresolv,
     /// Debian's resolvconf, /etc/resolv.conf a link to the file that it writes.
     DebianResolvconf,
+    /// A DHCP client (dhclient), which writes /etc/resolv.conf.
+    DhcpClient,
+    /// NetworkManager, which writes /etc/resolv.conf, with an uplink by DHCP and router advertisements.
+    NetworkManagerDhcp,
+    /// NetworkManager with systemd-resolved, /etc/resolv.conf a link to the file that names the latter's stub.
+    NetworkManagerResolved,
+    /// NetworkManager with a dnsmasq of its own, which is what /etc/resolv.conf names.
+    NetworkManagerDnsmasq,
+    /// systemd-networkd with systemd-resolved, an uplink by DHCP and router advertisements, /etc/resolv.conf a link to the file
+    /// that names the stub.
+    SystemdNetworkd,
+    /// dnsmasq as a local forwarder with servers of its own, named by an /etc/resolv.conf that nobody manages.
+    Dnsmasq,
+    /// unbound as a local forwarder with servers of its own, named by an /etc/resolv.conf that nobody manages.
+    Unbound,
 }
 
 /// Shapes of an original /etc/resolv.conf.

@@ -1,13 +1,14 @@
 //! The client's system bus: every call, answer and signal goes into the history, and after each of them, and after each
-//! change of a link, what the resolver service is set to, if that changed.
+//! change of a link, what the resolver services are set to, if that changed.
 
 use super::{Changes, WatchError};
 use crate::{
     history::{Event, Recorder, now},
-    profile::{ResolvedSettings, connect_to_bus},
+    profile::{NetworkManagerSettings, ResolvedSettings, STUBS, connect_to_bus},
+    scenario::Profile,
 };
-use futures::StreamExt;
-use std::{cell::RefCell, rc::Rc};
+use futures::{FutureExt, StreamExt};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use tokio::sync::{oneshot, watch};
 use zbus::{Connection, MatchRule, Message, MessageStream, fdo::MonitoringProxy, message::Type};
 
@@ -16,6 +17,7 @@ const KEPT: usize = 1000;
 
 /// Starts both; the settings as they are now are in the history when this returns. Ends when the sender of `stopped` is gone.
 pub(super) async fn start(
+    profile: Profile,
     recorder: Recorder,
     changes: watch::Sender<Changes>,
     asked: watch::Sender<Vec<String>>,
@@ -31,8 +33,8 @@ pub(super) async fn start(
         .become_monitor(&[] as &[MatchRule<'_>], 0)
         .await
         .map_err(|error| failed(error.into()))?;
-    let last = Rc::new(RefCell::new(None));
-    look(&asking, &recorder, &last, &asked, "start").await.map_err(failed)?;
+    let last = Rc::default();
+    look(profile, &asking, &recorder, &last, &asked, "start").await.map_err(failed)?;
     let mut messages = MessageStream::from(listening);
     let mut network = changes.subscribe();
     tokio::task::spawn_local(async move {
@@ -42,10 +44,17 @@ pub(super) async fn start(
                 biased;
                 _ = &mut stopped => return,
                 message = messages.next() => match message {
-                    Some(Ok(message)) => match note(&message, &own, &recorder) {
-                        Some(cause) => cause,
-                        None => continue,
-                    },
+                    Some(Ok(message)) => {
+                        let mut cause = note(&message, &own, &recorder);
+                        // What is there already is noted before anything is asked: an answer is about all of it.
+                        while let Some(Some(Ok(message))) = messages.next().now_or_never() {
+                            cause = note(&message, &own, &recorder).or(cause);
+                        }
+                        match cause {
+                            Some(cause) => cause,
+                            None => continue,
+                        }
+                    }
                     Some(Err(error)) => {
                         recorder.record(Event::Harness { problem: format!("messages on the system bus were lost: {error}") });
                         return;
@@ -68,7 +77,7 @@ pub(super) async fn start(
             let looked = tokio::select! {
                 biased;
                 _ = &mut stopped => return,
-                looked = look(&asking, &recorder, &last, &asked, &cause) => looked,
+                looked = look(profile, &asking, &recorder, &last, &asked, &cause) => looked,
             };
             if let Err(error) = looked {
                 recorder.record(Event::Harness {
@@ -130,24 +139,49 @@ fn readable(body: &zbus::message::Body) -> String {
 }
 
 async fn look(
+    profile: Profile,
     bus: &Connection,
     recorder: &Recorder,
-    last: &Rc<RefCell<Option<String>>>,
+    last: &Rc<RefCell<BTreeMap<&'static str, String>>>,
     tell: &watch::Sender<Vec<String>>,
     cause: &str,
 ) -> zbus::Result<()> {
-    let t = now(libc::CLOCK_REALTIME);
-    let settings = ResolvedSettings::read(bus).await?;
-    let text = settings.as_ref().map_or_else(|| "absent\n".to_owned(), ResolvedSettings::text);
-    if last.borrow().as_ref() == Some(&text) {
-        return Ok(());
+    let told = |service: &'static str, t: u64, view: Option<View>| {
+        let view = view.unwrap_or_else(|| View { text: "absent\n".into(), ..View::default() });
+        if last.borrow().get(service) == Some(&view.text) {
+            return;
+        }
+        last.borrow_mut().insert(service, view.text.clone());
+        // What stands between programs and servers.
+        if service == "systemd-resolved" || !profile.has_resolved() {
+            tell.send_replace(view.asked.clone());
+        }
+        let (asked, at) = (view.asked, view.at);
+        recorder.record_at(
+            t,
+            Event::Resolver { service: service.into(), cause: cause.into(), asked, at, settings: view.text },
+        );
+    };
+    if profile.has_resolved() {
+        let t = now(libc::CLOCK_REALTIME);
+        let settings = ResolvedSettings::read(bus).await?;
+        let at = || STUBS.map(str::to_owned).to_vec();
+        let view = settings.map(|settings| View { asked: settings.asked(), at: at(), text: settings.text() });
+        told("systemd-resolved", t, view);
     }
-    *last.borrow_mut() = Some(text.clone());
-    let asked = settings.map(|settings| settings.asked()).unwrap_or_default();
-    tell.send_replace(asked.clone());
-    recorder.record_at(
-        t,
-        Event::Resolver { service: "systemd-resolved".into(), cause: cause.into(), asked, settings: text },
-    );
+    if profile.has_network_manager() {
+        let t = now(libc::CLOCK_REALTIME);
+        let settings = NetworkManagerSettings::read(bus).await?;
+        let view = settings.map(|settings| View { asked: settings.asked(), at: settings.at(), text: settings.text() });
+        told("NetworkManager", t, view);
+    }
     Ok(())
+}
+
+/// A service, seen at one moment.
+#[derive(Default)]
+struct View {
+    asked: Vec<String>,
+    at: Vec<String>,
+    text: String,
 }
