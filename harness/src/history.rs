@@ -243,6 +243,10 @@ pub enum Event {
         cause: String,
         /// The servers that a stranger's name is asked of.
         asked: Vec<String>,
+        /// Where it answers on the machine itself; nowhere, if it has no resolver of its own. Empty in old histories, which
+        /// know systemd-resolved alone.
+        #[serde(default)]
+        at: Vec<String>,
         /// All its settings, as in the snapshots.
         settings: String,
     },
@@ -250,6 +254,13 @@ pub enum Event {
     ServiceChanged {
         /// What.
         change: scenario::ServiceChange,
+    },
+    /// The uplink's lease was renewed, with other servers.
+    LeaseRenewed {
+        /// Those that it had, in order.
+        was: Vec<String>,
+        /// Those that it has, each in the place of the one before.
+        is: Vec<String>,
     },
     /// A far resolver received a query.
     Query {

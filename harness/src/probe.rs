@@ -97,6 +97,8 @@ pub struct Present {
     pub tunnel: bool,
     /// What the ruleset names.
     pub identities: Vec<Identity>,
+    /// Where a forwarder answers on the client itself.
+    pub forwarder: Option<IpAddr>,
 }
 
 /// What the socket is bound to.
@@ -171,6 +173,9 @@ pub fn catalogue(present: &Present, relay_port: u16) -> Vec<Kind> {
         add("dot4-public".into(), who, How::Tls(at(PUBLIC_V4.into(), 853)));
         add("dot6-public".into(), who, How::Tls(at(PUBLIC_V6.into(), 853)));
         add("udp6-lan-link-local".into(), who, How::LinkLocal);
+        if let Some(forwarder) = present.forwarder {
+            add("local-udp4".into(), who, How::Udp(at(forwarder, 53), Binding::Free));
+        }
     }
     // What is not DNS by its port: whoever filters port 53 alone lets it out.
     for port in [123, 443, 853, 5300, 5353, 40_000] {

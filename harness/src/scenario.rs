@@ -305,6 +305,10 @@ pub enum ServiceChange {
     Break,
     /// Works again.
     Mend,
+    /// Applies the uplink's profile anew (NetworkManager).
+    Reapply,
+    /// Asks the testbed's DHCP server again for the uplink's lease, which names other servers by then.
+    RenewLease,
 }
 
 /// Which probes.

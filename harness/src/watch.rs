@@ -5,18 +5,20 @@
 //! It decides nothing.
 
 mod bus;
+mod forwarder;
 mod nodes;
 mod resolver_file;
 mod tamper;
 mod version;
 
+pub(crate) use forwarder::text as forwarder_text;
 pub use resolver_file::ResolverFile;
 pub use version::{Version, nameservers};
 
 use crate::{
     history::{Event, Recorder, now},
     sandbox::{Node, SandboxError},
-    scenario::{Change, Tamper},
+    scenario::{Change, Profile, Tamper},
 };
 use futures::StreamExt;
 use nlink::{Connection, Nftables, Route, RtnetlinkGroup, netlink::nftables::NftablesEvent};
@@ -43,6 +45,14 @@ pub enum WatchError {
     Bus {
         /// The bus's words.
         source: zbus::Error,
+    },
+    /// A local forwarder does not tell its servers.
+    #[error("failed to ask {service} on the client for its servers: {source}; see its log in the bundle")]
+    Forwarder {
+        /// Which.
+        service: &'static str,
+        /// The kernel's words.
+        source: std::io::Error,
     },
     /// The resolver file cannot be watched or changed.
     #[error("failed to {action} {}: {source}", path.display())]
@@ -97,8 +107,13 @@ pub struct Watch {
 
 impl Watch {
     /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening.
-    /// Where there is a system bus, it is watched too.
-    pub async fn start(node: Node, recorder: Recorder, resolver_file: PathBuf, bus: bool) -> Result<Self, WatchError> {
+    /// Where the profile has a system bus or a forwarder, they are watched too.
+    pub async fn start(
+        node: Node,
+        recorder: Recorder,
+        resolver_file: PathBuf,
+        profile: Profile,
+    ) -> Result<Self, WatchError> {
         let (tamper, tamperings) = mpsc::unbounded_channel();
         let (counted, changes) = watch::channel(Changes::default());
         let (listening, stopped) = oneshot::channel();
@@ -109,8 +124,11 @@ impl Watch {
                 let (tell, versions) = watch::channel(file.version()?);
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
                 start_network(recorder.clone(), counted.clone()).await?;
-                if bus {
-                    bus::start(recorder.clone(), counted.clone(), tell_asked, stopped).await?;
+                if profile.has_bus() {
+                    bus::start(profile, recorder.clone(), counted.clone(), tell_asked, stopped).await?;
+                }
+                if let Some(which) = profile.forwarder() {
+                    forwarder::start(which, recorder.clone(), counted.clone()).await?;
                 }
                 tokio::task::spawn_local(file.follow(recorder, tell, counted, tamperings));
                 Ok::<_, WatchError>(versions)

@@ -284,8 +284,14 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
             print!("{}", coverage::Coverage::of(&suite(folder)?));
         }
         What::Probes => {
-            let present =
-                probe::Present { user: true, guest: true, search: true, tunnel: true, identities: Vec::new() };
+            let present = probe::Present {
+                user: true,
+                guest: true,
+                search: true,
+                tunnel: true,
+                identities: Vec::new(),
+                forwarder: Some(watertight::profile::FORWARDER_ADDRESS.into()),
+            };
             for kind in probe::catalogue(&present, watertight::testbed::plan::RELAY_PORT) {
                 println!("{:<32} {}", kind.id, kind.target());
             }

@@ -158,7 +158,7 @@ impl Engine {
         let nonce = plan.nonce;
         let sender = topology.client.run(move || async move { MarkerSender::open(near, nonce) }).await??;
         markers.add("uplink", sender);
-        let far = Arc::new(FarSide::start(&topology, recorder.clone()).await?);
+        let far = Arc::new(FarSide::start(&topology, recorder.clone(), profile.has_lease()).await?);
         let tunnel =
             links::watch(&topology.relay, "tunnel", RELAY_TUNNEL, &plan.folder, plan.nonce, false, plan.sabotage)
                 .await?;
@@ -179,9 +179,7 @@ impl Engine {
             None => None,
         };
         let lan = start_agent_beside(&topology.router).await?;
-        let watch =
-            Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into(), profile.has_resolved())
-                .await?;
+        let watch = Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into(), profile).await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
         ignore_pids.extend(services.pids());
         if let Some(user) = &user {
@@ -199,7 +197,7 @@ impl Engine {
             ignore_pids,
             ignore_paths: profile.bookkeeping().iter().map(PathBuf::from).collect(),
             state_dir: Some(STATE_DIR.into()),
-            resolved: profile.has_resolved(),
+            profile,
         };
         let axes = &plan.axes;
         let patch = plan.definition.settings.with(&SettingsPatch {

@@ -42,11 +42,20 @@ fn write(profile: Profile, original: Original) -> Result<(), CaseError> {
         .and_then(|()| fs::set_permissions(STATE_DIR, fs::Permissions::from_mode(0o700)))
         .map_err(failed(&format!("make {STATE_DIR}")))?;
     let written = match profile {
-        Profile::SystemdResolved => link("../run/systemd/resolve/stub-resolv.conf"),
+        Profile::SystemdResolved | Profile::NetworkManagerResolved | Profile::SystemdNetworkd => {
+            link("../run/systemd/resolve/stub-resolv.conf")
+        }
         Profile::SystemdResolvedUplink => link("../run/systemd/resolve/resolv.conf"),
         // It finds none and makes one.
-        Profile::NetworkManager | Profile::Openresolv => remove(Path::new(RESOLV_CONF)),
+        Profile::NetworkManager
+        | Profile::NetworkManagerDhcp
+        | Profile::NetworkManagerDnsmasq
+        | Profile::DhcpClient
+        | Profile::Openresolv => remove(Path::new(RESOLV_CONF)),
         Profile::DebianResolvconf => link("../run/resolvconf/resolv.conf"),
+        Profile::Dnsmasq | Profile::Unbound => {
+            replace(Path::new(RESOLV_CONF), b"nameserver 127.0.0.1\noptions edns0 trust-ad\n", 0o644)
+        }
         Profile::StaticFile | Profile::SystemdResolvedForeign => resolv_conf(original),
     };
     written.map_err(failed(&format!("write {RESOLV_CONF}")))

@@ -7,11 +7,14 @@ use super::{
 use crate::{
     agent::{
         Endpoint,
-        wire::{Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, Outcome, ProbeSpec, Qtype, Shape, Via},
+        wire::{
+            Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, Outcome, ProbeSpec, Qtype, Shape, Via,
+        },
     },
     history::{Cause, Event, PlannedProbe},
     judge::approved,
     probe::{How, Identity, Kind, Present, catalogue},
+    scenario::Profile,
     snapshot,
     testbed::plan::*,
 };
@@ -51,6 +54,7 @@ impl Engine {
             search: self.plan.definition.testbed.search_domain,
             tunnel: known.state == Some(State::Connected) && !known.ended,
             identities,
+            forwarder: self.plan.axes.profile.answers_locally(),
         };
         catalogue(&present, relay_port)
     }
@@ -163,7 +167,8 @@ impl Engine {
 
     /// Marks, users and groups that the client's ruleset or routing rules name: what has one claims to be the daemon's.
     async fn identities(&self) -> Result<Vec<Identity>, CaseError> {
-        let scope = self.scope.clone();
+        // What resolver services are set to names none of these.
+        let scope = snapshot::Scope { profile: Profile::StaticFile, ..self.scope.clone() };
         let taken = self.topology.client.run(move || async move { snapshot::take(&scope).await }).await??;
         let texts = ["nftables", "rules"].map(|topic| taken.topics.get(topic).map_or("", String::as_str));
         let mut identities = identities_in(&texts.concat());

@@ -7,7 +7,7 @@ use crate::{
     profile::STUBS,
     watch::nameservers,
 };
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 /// The resolver file at one moment, with the servers that are really asked.
 pub struct Effective<'a> {
@@ -29,10 +29,11 @@ pub struct Effective<'a> {
 
 /// All of a recording, in order.
 pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
-    let mut asked: Option<&[String]> = None;
+    let mut services = Services::default();
     let mut file: Option<(&str, &str)> = None;
     let mut all = Vec::new();
     for (at, record) in recording.records.iter().enumerate() {
+        services.note(&record.event);
         match &record.event {
             Event::File { cause, by_harness, hash, content, changed, .. } => {
                 file = Some((hash, content));
@@ -42,14 +43,13 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
                     cause,
                     by_harness: *by_harness,
                     hash,
-                    content: seen_through(content, asked),
+                    content: services.seen_through(content),
                     changed: *changed,
                 });
             }
-            Event::Resolver { asked: now, .. } => {
-                asked = Some(now);
+            Event::Resolver { .. } => {
                 let Some((hash, content)) = file else { continue };
-                let content = seen_through(content, asked);
+                let content = services.seen_through(content);
                 if matches!(content, Cow::Owned(_)) {
                     all.push(Effective {
                         at,
@@ -68,29 +68,83 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
     all
 }
 
-/// A file's content, with the servers that the service behind its stub asks.
-pub fn seen_through<'a>(content: &'a str, asked: Option<&[String]>) -> Cow<'a, str> {
-    let servers = nameservers(content);
-    let stub = !servers.is_empty() && servers.iter().all(|server| STUBS.contains(&server.as_str()));
-    let Some(asked) = asked.filter(|_| stub) else { return Cow::Borrowed(content) };
-    let head = content.lines().next().unwrap_or_default();
-    let lines: String = asked.iter().map(|server| format!("nameserver {server}\n")).collect();
-    Cow::Owned(format!("{head}\n{lines}"))
+/// Resolver services on the machine itself, as they were told of last: where they answer, and whom they ask.
+#[derive(Debug, Clone, Default)]
+pub struct Services<'a> {
+    by_name: BTreeMap<&'a str, (Vec<&'a str>, &'a [String])>,
+}
+
+impl<'a> Services<'a> {
+    /// Takes what an event tells of them.
+    pub fn note(&mut self, event: &'a Event) {
+        let Event::Resolver { service, asked, at, .. } = event else { return };
+        let known = match self.by_name.get(service.as_str()) {
+            // It is not there for the moment: nobody is asked.
+            Some((known, _)) if at.is_empty() && asked.is_empty() => known.clone(),
+            _ if at.is_empty() && service == "systemd-resolved" => STUBS.to_vec(),
+            _ => at.iter().map(String::as_str).collect(),
+        };
+        self.by_name.insert(service, (known, asked));
+    }
+
+    /// A file's content, with the servers that the service behind its stub asks. An address of the machine itself where nobody
+    /// is known to answer stays what it is, and is nobody's approved server.
+    pub fn seen_through<'b>(&self, content: &'b str) -> Cow<'b, str> {
+        let servers = nameservers(content);
+        let behind = |(at, _): &&(Vec<&str>, &[String])| {
+            !servers.is_empty() && servers.iter().all(|server| at.contains(&server.as_str()))
+        };
+        let Some((_, asked)) = self.by_name.values().find(behind) else { return Cow::Borrowed(content) };
+        let head = content.lines().next().unwrap_or_default();
+        let lines: String = asked.iter().map(|server| format!("nameserver {server}\n")).collect();
+        Cow::Owned(format!("{head}\n{lines}"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::seen_through;
+    use super::Services;
+    use crate::history::Event;
+
+    fn told(service: &str, at: &[&str], asked: &[&str]) -> Event {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        let (at, asked) = (owned(at), owned(asked));
+        Event::Resolver { service: service.into(), cause: "start".into(), asked, at, settings: String::new() }
+    }
 
     #[test]
     fn a_stub_is_looked_through_and_a_server_is_not() {
-        let asked = ["10.64.0.1".to_owned()];
+        let event = told("systemd-resolved", &[], &["10.64.0.1"]);
+        let mut services = Services::default();
         let stub = "symlink ../run/systemd/resolve/stub-resolv.conf\nnameserver 127.0.0.53\noptions edns0\n";
         let seen = "symlink ../run/systemd/resolve/stub-resolv.conf\nnameserver 10.64.0.1\n";
-        assert_eq!(seen_through(stub, Some(&asked)), seen);
-        assert_eq!(seen_through(stub, None), stub);
+        assert_eq!(services.seen_through(stub), stub);
+        services.note(&event);
+        assert_eq!(services.seen_through(stub), seen);
         let both = "file 0644 0:0\nnameserver 127.0.0.53\nnameserver 192.168.1.1\n";
-        assert_eq!(seen_through(both, Some(&asked)), both);
-        assert_eq!(seen_through("missing\n", Some(&asked)), "missing\n");
+        assert_eq!(services.seen_through(both), both);
+        assert_eq!(services.seen_through("missing\n"), "missing\n");
+    }
+
+    #[test]
+    fn each_address_is_seen_through_by_who_answers_there() {
+        let events = [
+            told("NetworkManager", &[], &["9.9.9.9"]),
+            told("systemd-resolved", &["127.0.0.53"], &["10.64.0.1"]),
+            told("dnsmasq", &["127.0.0.1"], &["192.168.1.1", "198.51.100.53"]),
+        ];
+        let mut services = Services::default();
+        events.iter().for_each(|event| services.note(event));
+        let file = |server: &str| format!("file 0644 0:0\nnameserver {server}\n");
+        let forwarder = "file 0644 0:0\nnameserver 192.168.1.1\nnameserver 198.51.100.53\n";
+        assert_eq!(services.seen_through(&file("127.0.0.1")), forwarder);
+        assert_eq!(services.seen_through(&file("127.0.0.53")), file("10.64.0.1"));
+        // Nobody is known there.
+        assert_eq!(services.seen_through(&file("127.0.0.2")), file("127.0.0.2"));
+        let (changed, gone) = (told("dnsmasq", &["127.0.0.1"], &["10.64.0.1"]), told("dnsmasq", &[], &[]));
+        services.note(&changed);
+        assert_eq!(services.seen_through(&file("127.0.0.1")), file("10.64.0.1"));
+        services.note(&gone);
+        assert_eq!(services.seen_through(&file("127.0.0.1")), "file 0644 0:0\n");
     }
 }

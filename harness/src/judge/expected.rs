@@ -58,8 +58,14 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         })
         .flatten()
         .collect();
-    let present =
-        Present { user: true, guest: true, search: true, tunnel: true, identities: identities.into_iter().collect() };
+    let present = Present {
+        user: true,
+        guest: true,
+        search: true,
+        tunnel: true,
+        identities: identities.into_iter().collect(),
+        forwarder: recording.header.axes.profile.answers_locally(),
+    };
     let kinds: BTreeMap<String, Kind> = [crate::testbed::plan::RELAY_PORT, 53]
         .into_iter()
         .flat_map(|port| probe::catalogue(&present, port))
@@ -373,7 +379,8 @@ fn is_refused_by_policy(kind: &Kind, policy: &Policy) -> bool {
     let approved = policy.approved();
     let permitted =
         |address| approved.tunnel.contains(&address) || approved.lan.iter().any(|lan| lan.address == address);
-    let server = kind.server().filter(|server| !permitted(server.ip()));
+    // A forwarder on this machine may be asked: it is refused, and what it makes of that is its own.
+    let server = kind.server().filter(|server| !permitted(server.ip()) && !server.ip().is_loopback());
     plain
         && kind.who != probe::Who::Guest
         && server.is_some_and(|server| server.port() == 53 && !silent.contains(&server.ip()))

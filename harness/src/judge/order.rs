@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     history::{Cause, Event, MarkerKind},
-    scenario::{Manager, Original, Step, Tamper},
+    scenario::{Manager, Original, ServiceChange, Step, Tamper},
     watch::nameservers,
 };
 use std::net::IpAddr;
@@ -292,7 +292,10 @@ fn written_in_place(recording: &Recording, timeline: &Timeline, versions: &[Effe
         // What the outsider did is told again by the kernel, with whatever the file is by then.
         let interval = timeline.at_record(version.at);
         let tampering = interval.in_step
-            && interval.step.and_then(|index| steps.get(index)).is_some_and(|step| matches!(step, Step::Tamper(_)));
+            && interval
+                .step
+                .and_then(|index| steps.get(index))
+                .is_some_and(|step| matches!(step, Step::Tamper(_) | Step::Service(_)));
         if tampering || outsider.is_some_and(|outsider| outsider.hash == version.hash) || interval.life == Life::Before
         {
             continue;
@@ -399,14 +402,27 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effe
 fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[Effective<'_>]) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
     let mut found = Vec::new();
-    for version in versions.iter().filter(|version| version.cause == "outsider") {
+    let mut step_of_lease = None;
+    for version in versions {
         let interval = timeline.at_record(version.at);
-        let edited = matches!(
-            interval.step.and_then(|index| steps.get(index)),
+        let step = interval.step.and_then(|index| steps.get(index));
+        let edited = match step {
             Some(Step::Tamper(
-                Tamper::Rewrite | Tamper::Rename | Tamper::RenameTwice | Tamper::Delete | Tamper::Symlink
-            ))
-        );
+                Tamper::Rewrite | Tamper::Rename | Tamper::RenameTwice | Tamper::Delete | Tamper::Symlink,
+            )) => version.cause == "outsider",
+            // The first that is another's: what follows may be the same file, seen again while it is written.
+            Some(Step::Service(ServiceChange::RenewLease)) => {
+                let others = interval.in_step
+                    && version.cause != "service"
+                    && !nameservers(&version.content).is_empty()
+                    && settings_at(recording, version.at)
+                        .is_some_and(|settings| !is_approved(&version.content, settings));
+                let first = others && step_of_lease != interval.step;
+                step_of_lease = if others { interval.step } else { step_of_lease };
+                first
+            }
+            _ => false,
+        };
         let watched = interval.life == Life::Running && interval.state == Some(State::Connected) && edited;
         let Some(settings) = settings_at(recording, version.at).filter(|_| watched) else { continue };
         let corrected = versions.iter().find(|later| later.at > version.at && is_approved(&later.content, settings));

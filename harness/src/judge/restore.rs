@@ -1,7 +1,7 @@
 //! Findings of the restore check: snapshots that are not what they must be.
 
 use super::{
-    effective::seen_through,
+    effective::Services,
     order::is_approved,
     policy::approved,
     recording::Recording,
@@ -33,10 +33,13 @@ pub fn findings(recording: &Recording) -> Vec<Finding> {
     let mut settings: Option<&Settings> = None;
     let mut outsider: Option<&str> = None;
     let mut present: Option<&str> = None;
-    let mut asked: Option<&[String]> = None;
+    let mut services = Services::default();
+    let mut renewed: Option<(&[String], &[String])> = None;
     let mut away_before = false;
     for (at, record) in recording.records.iter().enumerate() {
+        services.note(&record.event);
         match &record.event {
+            Event::LeaseRenewed { was, is } => renewed = Some((was, is)),
             Event::ServiceChanged { change: ServiceChange::Start | ServiceChange::Stop } => away_before = true,
             Event::Step { step: Step::Fault(Fault::Kill), .. } => killed = true,
             Event::Settings(new) => settings = Some(new),
@@ -46,11 +49,19 @@ pub fn findings(recording: &Recording) -> Vec<Finding> {
                     outsider = Some(content);
                 }
             }
-            Event::Resolver { asked: now, .. } => asked = Some(now),
             Event::Snapshot { folder, compared: Some(expected) } => {
-                let broken = is_broken(recording, at);
-                let case =
-                    Comparison { recording, folder, killed, settings, outsider, present, asked, broken, away_before };
+                let case = Comparison {
+                    recording,
+                    folder,
+                    killed,
+                    settings,
+                    outsider,
+                    present,
+                    services: services.clone(),
+                    renewed,
+                    broken: is_broken(recording, at),
+                    away_before,
+                };
                 found.extend(case.check(*expected));
             }
             _ => {}
@@ -66,8 +77,10 @@ struct Comparison<'a> {
     settings: Option<&'a Settings>,
     outsider: Option<&'a str>,
     present: Option<&'a str>,
-    /// What the resolver service asks.
-    asked: Option<&'a [String]>,
+    /// The resolver services, and whom they ask.
+    services: Services<'a>,
+    /// The servers of the uplink's lease before and after it was renewed.
+    renewed: Option<(&'a [String], &'a [String])>,
     /// resolvconf was made to fail.
     broken: bool,
     /// The resolver service was away for a while.
@@ -98,7 +111,7 @@ impl Comparison<'_> {
 
     /// RST-4: the servers that the network gave the uplink meanwhile are the ones that are asked, not the ones before.
     fn uplink_lost(&self) -> Option<Finding> {
-        let content = &*seen_through(self.present?, self.asked);
+        let content = &*self.services.seen_through(self.present?);
         let servers = nameservers(content);
         let wanted = [LAN_SECOND_V4.to_string()];
         if servers == wanted {
@@ -138,7 +151,14 @@ impl Comparison<'_> {
             ignore_paths: OUTSIDERS_FILES.map(Into::into).to_vec(),
             ..Tolerance::default()
         };
-        snapshot::compare(before, after, &tolerance)
+        let Some((was, is)) = self.renewed else { return snapshot::compare(before, after, &tolerance) };
+        let mut before = before.clone();
+        before.expect_renewed_lease(was, is);
+        let mut found = snapshot::compare(&before, after, &tolerance);
+        for difference in found.iter_mut().filter(|difference| difference.topic == "resolv.conf") {
+            (difference.class, difference.requirement) = ("X03", "RST-4");
+        }
+        found
     }
 
     fn differences(&self, without: &[&str]) -> Vec<Finding> {
@@ -177,7 +197,7 @@ impl Comparison<'_> {
     }
 
     fn resolver_differences(&self) -> Vec<Finding> {
-        let topics = ["resolv.conf", "etc"];
+        let topics = ["resolv.conf", "etc", "systemd-resolved", "network-manager", "resolvconf", "forwarder"];
         let mut found = self.differences(&[]);
         found.retain(|finding| topics.iter().any(|topic| finding.summary.starts_with(&format!("expected {topic} "))));
         found
@@ -249,7 +269,7 @@ impl Comparison<'_> {
     /// DNS-6: of the servers that a C library asks, which are the first three, none is left out.
     fn servers_forgotten(&self) -> Option<Finding> {
         const ASKED: usize = 3;
-        let (settings, content) = (self.settings?, &*seen_through(self.present?, self.asked));
+        let (settings, content) = (self.settings?, &*self.services.seen_through(self.present?));
         let named = nameservers(content);
         if !is_approved(content, settings) {
             return None;
@@ -274,7 +294,13 @@ impl Comparison<'_> {
     /// RSD-1: where systemd-resolved manages the resolver file, the tunnel's link has the approved tunnel servers and claims all
     /// names, so that no other link is asked.
     fn link_not_approved(&self) -> Option<Finding> {
-        if !matches!(self.recording.header.axes.profile, Profile::SystemdResolved | Profile::SystemdResolvedUplink) {
+        if !matches!(
+            self.recording.header.axes.profile,
+            Profile::SystemdResolved
+                | Profile::SystemdResolvedUplink
+                | Profile::NetworkManagerResolved
+                | Profile::SystemdNetworkd
+        ) {
             return None;
         }
         let settings = self.settings?;
@@ -297,7 +323,7 @@ impl Comparison<'_> {
 
     /// DNS-1 to DNS-4: the resolver file names the approved servers, in their order.
     fn not_approved(&self) -> Option<Finding> {
-        let (settings, content) = (self.settings?, &*seen_through(self.present?, self.asked));
+        let (settings, content) = (self.settings?, &*self.services.seen_through(self.present?));
         let requirement = match &settings.dns {
             Dns::Default => "DNS-1",
             Dns::Custom { servers } if servers.is_empty() => "DNS-4",

@@ -35,11 +35,16 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
         .iter()
         .enumerate()
         .filter_map(|(at, record)| match &record.event {
-            Event::Resolver { asked, settings, .. } => Some(View { at, record, asked, settings }),
+            Event::Resolver { service, asked, settings, .. } if service == "systemd-resolved" => {
+                Some(View { at, record, asked, settings })
+            }
             _ => None,
         })
         .collect();
-    let mut found = corrected_late(recording, timeline, &views);
+    let mut found = match recording.header.axes.profile.has_network_manager() {
+        true => applied_late(recording, timeline),
+        false => corrected_late(recording, timeline, &views),
+    };
     found.extend(others_changed(recording, timeline, &views));
     found.extend(others_told(recording, timeline));
     found.extend(not_flushed(recording, timeline));
@@ -78,10 +83,7 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
         let interval = timeline.at_record(at);
         let held = interval.life == Life::Running && interval.state == Some(State::Connected);
         let Some(settings) = settings_at(recording, at).filter(|_| held) else { continue };
-        let until = recording.records[at..]
-            .iter()
-            .position(|record| matches!(record.event, Event::Step { .. }))
-            .map_or(recording.records.len(), |offset| at + offset);
+        let until = end_of_step(recording, at);
         let mut wrong: Option<&View<'_>> = None;
         let mut longest = 0;
         for view in views.iter().filter(|view| view.at > at && view.at < until) {
@@ -117,6 +119,63 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
     found
 }
 
+/// NMG-4: after whatever is done to NetworkManager, programs ask approved servers, or do again within 1 s of the moment at which
+/// they would ask others. While nobody is asked there is nothing to correct.
+fn applied_late(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let versions = effective(recording);
+    let mut found = Vec::new();
+    for (at, record) in recording.records.iter().enumerate() {
+        let Event::ServiceChanged { change } = &record.event else { continue };
+        let interval = timeline.at_record(at);
+        let held = interval.life == Life::Running && interval.state == Some(State::Connected);
+        let Some(settings) = settings_at(recording, at).filter(|_| held) else { continue };
+        let until = end_of_step(recording, at);
+        let mut wrong: Option<(u64, &str)> = None;
+        let mut longest = (0, "");
+        for version in versions.iter().filter(|version| version.at > at && version.at < until) {
+            let (t, servers) = (version.record.t, nameservers(&version.content));
+            match wrong {
+                None if !servers.is_empty() && !is_approved(&version.content, settings) => {
+                    wrong = Some((t, &version.content));
+                }
+                Some((since, content)) if servers.is_empty() || is_approved(&version.content, settings) => {
+                    longest = longest.max((t.saturating_sub(since), content));
+                    wrong = None;
+                }
+                _ => {}
+            }
+        }
+        if wrong.is_none() && longest.0 <= CORRECTION {
+            continue;
+        }
+        let (when, content) = match wrong {
+            Some((_, content)) => ("never within the step".to_owned(), content),
+            None => (format!("after {:.1} s", longest.0 as f64 / 1e9), longest.1),
+        };
+        found.push(Finding {
+            requirement: "NMG-4".into(),
+            class: if *change == ServiceChange::RenewLease { "P01" } else { "R06" }.into(),
+            verdict: Verdict::Failed,
+            window: interval.label(steps, record.t),
+            summary: format!(
+                "expected approved servers to be asked, or asked again within 1 s, after {change:?} of NetworkManager; {:?} were asked, and the approved ones {when}",
+                nameservers(content)
+            ),
+            count: 1,
+            evidence: None,
+            detail: None,
+        });
+    }
+    found
+}
+
+/// The place of the next step in the history.
+fn end_of_step(recording: &Recording, at: usize) -> usize {
+    let next = recording.records[at..].iter().position(|record| matches!(record.event, Event::Step { .. }));
+    next.map_or(recording.records.len(), |offset| at + offset)
+}
+
 /// Whether approved servers, and no other, are asked.
 fn approved(asked: &[String], settings: &Settings) -> bool {
     let lines: String = asked.iter().map(|server| format!("nameserver {server}\n")).collect();
@@ -137,9 +196,11 @@ fn others_changed(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
     for pair in views.windows(2) {
         let [before, after] = pair else { continue };
         let interval = timeline.at_record(after.at);
-        let Some(settings) = settings_at(recording, after.at).filter(|_| interval.life != Life::Before) else {
-            continue;
-        };
+        // A lease that names other servers is the network's doing.
+        let step = interval.step.filter(|_| interval.in_step).and_then(|index| steps.get(index));
+        let renewed = matches!(step, Some(Step::Service(ServiceChange::RenewLease | ServiceChange::Reapply)));
+        let counts = interval.life != Life::Before && !renewed;
+        let Some(settings) = settings_at(recording, after.at).filter(|_| counts) else { continue };
         let (old, new) = (links(before.settings), links(after.settings));
         for (key, value) in &new {
             let (link, property) = key;

@@ -174,6 +174,10 @@ fn requirement(
         return "FWL-14";
     }
     let policy = policies.first();
+    // The system's DNS service is no process that could be excluded.
+    if is_forwarded(kind) && policy.is_some_and(|policy| matches!(policy.mode, Mode::Connected)) {
+        return "SPL-1";
+    }
     let mode_requirement = policy.map_or("FWL-1", |policy| policy.requirement());
     let destination = frame.decoded.ip.as_ref().map(|ip| ip.dst);
     if link == "tunnel" {
@@ -192,6 +196,11 @@ fn requirement(
         return "FWL-10";
     }
     mode_requirement
+}
+
+/// Whether a kind of probe asks a forwarder on the client itself.
+fn is_forwarded(kind: &str) -> bool {
+    kind.starts_with("local-")
 }
 
 /// Whether a kind of probe pretends to be the daemon.
@@ -218,6 +227,7 @@ fn class(link: &str, frame: &SeenFrame, kind: Option<&str>, interval: &Interval)
         _ if is_imitation(kind) => return "B02",
         _ if kind.ends_with("-guest") => return "F01",
         _ if kind.starts_with("old-") => return "K04",
+        _ if is_forwarded(kind) => return "R09",
         _ => {}
     }
     if interval.life == Life::Dead {

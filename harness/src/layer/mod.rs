@@ -34,7 +34,7 @@ pub const SYSTEMD_RESOLVED: Layer = Layer {
 pub const NETWORK_MANAGER: Layer = Layer {
     name: "network-manager",
     packages: &["network-manager", "dnsmasq-base", "dbus-daemon"],
-    programs: &["sbin/NetworkManager", "sbin/dnsmasq", "bin/dbus-daemon"],
+    programs: &["sbin/NetworkManager", "bin/nmcli", "sbin/dnsmasq", "bin/dbus-daemon"],
 };
 
 /// Roy Marples' resolvconf.
@@ -48,12 +48,42 @@ pub const DEBIAN_RESOLVCONF: Layer = Layer {
     programs: &["sbin/resolvconf", "lib/resolvconf/list-records"],
 };
 
+/// ISC's DHCP client, with the program that its script configures links with.
+pub const DHCP_CLIENT: Layer = Layer {
+    name: "dhcp-client",
+    packages: &["isc-dhcp-client", "iproute2"],
+    programs: &["sbin/dhclient", "sbin/dhclient-script", "bin/ip"],
+};
+
+/// systemd's network configuration service, with the resolver service that it tells its servers.
+pub const SYSTEMD_NETWORKD: Layer = Layer {
+    name: "systemd-networkd",
+    packages: &["systemd", "systemd-resolved", "dbus-daemon"],
+    programs: &["lib/systemd/systemd-networkd", "lib/systemd/systemd-resolved", "bin/dbus-daemon"],
+};
+
+/// dnsmasq, without the service that Debian makes of it.
+pub const DNSMASQ: Layer = Layer { name: "dnsmasq", packages: &["dnsmasq-base"], programs: &["sbin/dnsmasq"] };
+
+/// NLnet Labs' resolver.
+pub const UNBOUND: Layer = Layer { name: "unbound", packages: &["unbound"], programs: &["sbin/unbound"] };
+
 /// WireGuard in userspace, for adapters: no profile has it.
 pub const WIREGUARD_GO: Layer =
     Layer { name: "wireguard-go", packages: &["wireguard-go"], programs: &["bin/wireguard-go"] };
 
 /// All layers.
-pub const LAYERS: &[Layer] = &[SYSTEMD_RESOLVED, NETWORK_MANAGER, OPENRESOLV, DEBIAN_RESOLVCONF, WIREGUARD_GO];
+pub const LAYERS: &[Layer] = &[
+    SYSTEMD_RESOLVED,
+    NETWORK_MANAGER,
+    OPENRESOLV,
+    DEBIAN_RESOLVCONF,
+    DHCP_CLIENT,
+    SYSTEMD_NETWORKD,
+    DNSMASQ,
+    UNBOUND,
+    WIREGUARD_GO,
+];
 
 /// Where a layer's software is.
 #[derive(Debug, Clone, PartialEq, Eq)]

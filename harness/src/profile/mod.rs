@@ -4,11 +4,17 @@
 //! What a profile's client is (programs, users, files, who is told of the uplink) is here, one file a daemon; which
 //! scenarios use which profile is theirs to say.
 
+mod dhclient;
+mod forwarder;
 mod network_manager;
+mod networkd;
 mod resolvconf;
 mod resolved;
 mod service;
+mod uplink;
 
+pub use forwarder::{ADDRESS as FORWARDER_ADDRESS, Which as Forwarder};
+pub use network_manager::{Servers as NetworkManagerServers, Settings as NetworkManagerSettings};
 pub(crate) use resolved::connect as connect_to_bus;
 pub use resolved::{LinkSettings, STUBS, Settings as ResolvedSettings};
 pub use service::{Service, ServiceError, Started};
@@ -21,7 +27,7 @@ use crate::{
     testbed::plan::{ISP_V4, LAN_V4},
 };
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -39,7 +45,14 @@ impl Profile {
             Profile::SystemdResolved | Profile::SystemdResolvedUplink | Profile::SystemdResolvedForeign => {
                 &[layer::SYSTEMD_RESOLVED]
             }
-            Profile::NetworkManager => &[layer::NETWORK_MANAGER],
+            Profile::NetworkManager | Profile::NetworkManagerDhcp | Profile::NetworkManagerDnsmasq => {
+                &[layer::NETWORK_MANAGER]
+            }
+            Profile::NetworkManagerResolved => &[layer::SYSTEMD_RESOLVED, layer::NETWORK_MANAGER],
+            Profile::SystemdNetworkd => &[layer::SYSTEMD_NETWORKD],
+            Profile::DhcpClient => &[layer::DHCP_CLIENT],
+            Profile::Dnsmasq => &[layer::DNSMASQ],
+            Profile::Unbound => &[layer::UNBOUND],
             Profile::Openresolv => &[layer::OPENRESOLV],
             Profile::DebianResolvconf => &[layer::DEBIAN_RESOLVCONF],
         }
@@ -49,20 +62,79 @@ impl Profile {
     /// What they are set to is a topic of its own.
     pub fn bookkeeping(self) -> &'static [&'static str] {
         match self {
-            // A device's file outlives the device; the others say when a connection was last used.
-            Profile::NetworkManager => &[
+            // A device's file outlives the device, the loopback interface's profile is made anew at each start; the others say when
+            // a connection was last used.
+            Profile::NetworkManager
+            | Profile::NetworkManagerDhcp
+            | Profile::NetworkManagerResolved
+            | Profile::NetworkManagerDnsmasq => &[
                 "/run/NetworkManager/devices",
+                "/run/NetworkManager/dnsmasq.pid",
+                "/run/NetworkManager/system-connections/lo.nmconnection",
+                "/var/lib/NetworkManager/NetworkManager.state",
                 "/var/lib/NetworkManager/seen-bssids",
                 "/var/lib/NetworkManager/timestamps",
                 "/var/lib/NetworkManager/secret_key",
             ],
+            // Leases, with the times at which they end.
+            Profile::DhcpClient => &["/var/lib/dhcp", dhclient::PID_FILE],
+            // The state of every link that the kernel has, and leases.
+            Profile::SystemdNetworkd => &["/run/systemd/netif"],
             _ => &[],
         }
     }
 
     /// Whether systemd-resolved runs.
     pub fn has_resolved(self) -> bool {
-        self.layers().contains(&layer::SYSTEMD_RESOLVED)
+        matches!(
+            self,
+            Profile::SystemdResolved
+                | Profile::SystemdResolvedUplink
+                | Profile::SystemdResolvedForeign
+                | Profile::NetworkManagerResolved
+                | Profile::SystemdNetworkd
+        )
+    }
+
+    /// Whether NetworkManager runs.
+    pub fn has_network_manager(self) -> bool {
+        self.network_manager().is_some()
+    }
+
+    /// Whether it has a system bus.
+    pub fn has_bus(self) -> bool {
+        self.has_resolved() || self.has_network_manager()
+    }
+
+    /// The local forwarder that an administrator has set up.
+    pub fn forwarder(self) -> Option<Forwarder> {
+        match self {
+            Profile::Dnsmasq => Some(Forwarder::Dnsmasq),
+            Profile::Unbound => Some(Forwarder::Unbound),
+            _ => None,
+        }
+    }
+
+    /// Where a forwarder with servers of its own, or of NetworkManager's, answers on the client itself.
+    pub fn answers_locally(self) -> Option<IpAddr> {
+        matches!(self, Profile::Dnsmasq | Profile::Unbound | Profile::NetworkManagerDnsmasq)
+            .then_some(FORWARDER_ADDRESS.into())
+    }
+
+    /// Whether the uplink is configured by the testbed's DHCP server and by router advertisements.
+    pub fn has_lease(self) -> bool {
+        matches!(self, Profile::DhcpClient | Profile::NetworkManagerDhcp | Profile::SystemdNetworkd)
+    }
+
+    fn network_manager(self) -> Option<network_manager::Kind> {
+        use network_manager::Resolver;
+        let resolver = match self {
+            Profile::NetworkManager | Profile::NetworkManagerDhcp => Resolver::None,
+            Profile::NetworkManagerResolved => Resolver::Resolved,
+            Profile::NetworkManagerDnsmasq => Resolver::Dnsmasq,
+            _ => return None,
+        };
+        Some(network_manager::Kind { resolver, dhcp: self.has_lease() })
     }
 
     /// The folders of the layers that have to be put above the machine's root, or the first layer that is nowhere.
@@ -95,15 +167,29 @@ impl Services {
         recorder: &Recorder,
     ) -> Result<Self, ServiceError> {
         let mut services = Self::default();
-        if profile.has_resolved() {
-            node.run(|| async { service::prepare_users() }).await??;
-            services.running.push(Service::bus(client, folder).await?);
-            services.running.push(resolved::start(client, node, folder).await?);
+        let running = &mut services.running;
+        node.run(|| async { service::prepare_users() }).await??;
+        if profile.has_bus() {
+            running.push(Service::bus(client, folder).await?);
         }
-        if profile == Profile::NetworkManager {
-            node.run(|| async { service::prepare_users() }).await??;
-            services.running.push(Service::bus(client, folder).await?);
-            services.running.push(network_manager::start(client, node, folder).await?);
+        match profile {
+            Profile::SystemdResolved | Profile::SystemdResolvedUplink | Profile::SystemdResolvedForeign => {
+                running.push(resolved::start(client, node, folder).await?);
+            }
+            Profile::NetworkManagerResolved | Profile::SystemdNetworkd => {
+                running.push(resolved::start_alone(client, node, folder).await?);
+            }
+            _ => {}
+        }
+        if let Some(kind) = profile.network_manager() {
+            running.push(network_manager::start(kind, client, node, folder).await?);
+        }
+        match profile {
+            Profile::SystemdNetworkd => running.push(networkd::start(client, node, folder).await?),
+            Profile::DhcpClient => running.push(dhclient::start(client, node, folder).await?),
+            Profile::Dnsmasq => running.push(forwarder::start(&forwarder::DNSMASQ, client, node, folder).await?),
+            Profile::Unbound => running.push(forwarder::start(&forwarder::UNBOUND, client, node, folder).await?),
+            _ => {}
         }
         let once = match profile {
             Profile::Openresolv => Some((&layer::OPENRESOLV, "openresolv")),
@@ -120,18 +206,60 @@ impl Services {
         Ok(services)
     }
 
-    /// Ends systemd-resolved in order and starts it again, as its unit would; gives back the new process's record.
-    pub async fn restart_resolved(
+    /// Ends the profile's resolver service in order and starts it again, as its unit would; gives back the new process's record.
+    pub async fn restart(
         &mut self,
+        profile: Profile,
         client: &Client,
         node: &Node,
         folder: &Path,
     ) -> Result<Started, ServiceError> {
-        self.stop_resolved().await?;
-        let service = resolved::start_again(client, node, folder).await?;
+        let name = if profile.has_network_manager() { network_manager::PROGRAM } else { "systemd-resolved" };
+        if let Some(service) = self.take(name) {
+            service.stop().await?;
+        }
+        let service = match profile.network_manager() {
+            Some(kind) => network_manager::run(kind, client, node, folder).await?,
+            None => resolved::start_alone(client, node, folder).await?,
+        };
+        Ok(self.keep(service))
+    }
+
+    /// Has whoever holds the uplink's lease ask for it again; gives back the record of a process that was started for it.
+    pub async fn renew_lease(
+        &mut self,
+        profile: Profile,
+        client: &Client,
+        node: &Node,
+        folder: &Path,
+    ) -> Result<Option<Started>, ServiceError> {
+        if let Some(service) = self.take(dhclient::NAME) {
+            // It would give the lease back if it were asked to end.
+            service.kill().await?;
+            return Ok(Some(self.keep(dhclient::run(client, folder).await?)));
+        }
+        if profile.has_network_manager() {
+            network_manager::activate(client, folder).await?;
+            return Ok(None);
+        }
+        let asked = node.run(|| async { networkd::renew().await }).await?;
+        asked.map(|()| None).map_err(|source| ServiceError::Bus { service: "systemd-networkd", source })
+    }
+
+    /// Has NetworkManager apply the uplink's profile anew.
+    pub async fn reapply(&self, client: &Client, folder: &Path) -> Result<(), ServiceError> {
+        network_manager::reapply(client, folder).await
+    }
+
+    fn take(&mut self, name: &str) -> Option<Service> {
+        let place = self.running.iter().position(|service| service.started.name == name)?;
+        Some(self.running.remove(place))
+    }
+
+    fn keep(&mut self, service: Service) -> Started {
         let started = service.started.clone();
         self.running.push(service);
-        Ok(started)
+        started
     }
 
     /// Tells whoever manages the resolver configuration that the uplink has these servers, as whoever configures the uplink does.
@@ -147,14 +275,14 @@ impl Services {
             Manager::SystemdResolved => {
                 let told = node.run(move || async move { resolved::tell_uplink(servers).await }).await?;
                 told.map_err(|source| ServiceError::NotReady {
-                    name: "systemd-resolved",
+                    name: "systemd-resolved".into(),
                     reason: format!("it did not take the uplink's servers: {source}"),
                     log: folder.into(),
                 })
             }
             Manager::Resolvconf => resolvconf::tell_uplink(client, servers, folder).await,
             Manager::Nobody | Manager::NetworkManager => Err(ServiceError::NotReady {
-                name: "the uplink",
+                name: "the uplink".into(),
                 reason: format!("a client of the profile {profile} has nobody that could be told of its servers"),
                 log: folder.into(),
             }),
@@ -163,9 +291,8 @@ impl Services {
 
     /// Ends systemd-resolved in order.
     pub async fn stop_resolved(&mut self) -> Result<(), ServiceError> {
-        let place = self.running.iter().position(|service| service.started.name == "systemd-resolved");
-        match place {
-            Some(place) => self.running.remove(place).stop().await,
+        match self.take("systemd-resolved") {
+            Some(service) => service.stop().await,
             None => Ok(()),
         }
     }

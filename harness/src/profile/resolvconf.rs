@@ -3,16 +3,15 @@
 
 use super::{
     UPLINK_SERVERS,
-    service::{READY, ServiceError, Started, version},
+    service::{ServiceError, Started, call, version},
 };
 use crate::{
     layer::Layer,
-    sandbox::{Client, Node, ProcessEnd, Spawn},
+    sandbox::{Client, Node},
     testbed::plan::UPLINK,
 };
 use nix::mount::{MsFlags, mount, umount};
 use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The program, in both packages.
 const PROGRAM: &str = "/usr/sbin/resolvconf";
@@ -27,7 +26,7 @@ pub(super) async fn start(
 ) -> Result<Started, ServiceError> {
     if package == "resolvconf" {
         node.run(|| async { runtime_files() }).await??;
-        call(client, &["--enable-updates"], "", folder).await?;
+        call(client, PROGRAM, &["--enable-updates"], "", folder).await?;
     }
     tell_uplink(client, &UPLINK_SERVERS, folder).await?;
     let name = record_name();
@@ -43,7 +42,7 @@ pub(super) async fn start(
 /// Gives it the uplink's record, as a DHCP client does.
 pub(super) async fn tell_uplink(client: &Client, servers: &[Ipv4Addr], folder: &Path) -> Result<(), ServiceError> {
     let record: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    call(client, &["-a", &record_name()], &record, folder).await
+    call(client, PROGRAM, &["-a", &record_name()], &record, folder).await
 }
 
 fn record_name() -> String {
@@ -110,32 +109,4 @@ fn bind(from: &str, to: &'static str) -> Result<(), ServiceError> {
         path: to.into(),
         source: errno.into(),
     })
-}
-
-/// Runs it once, to its end.
-async fn call(client: &Client, arguments: &[&str], input: &str, folder: &Path) -> Result<(), ServiceError> {
-    let spawn = Spawn {
-        program: PROGRAM.into(),
-        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
-        environment: vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())],
-        user: None,
-    };
-    let mut process = spawn.start(client).await?;
-    let work = async {
-        if let Some(mut stdin) = process.stdin.take() {
-            // A program that does not read is judged by how it ends.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
-        let mut said = String::new();
-        if let Some(mut stderr) = process.stderr.take() {
-            let _ = stderr.read_to_string(&mut said).await;
-        }
-        (process.wait().await, said)
-    };
-    let failed = |reason: String| ServiceError::NotReady { name: "resolvconf", reason, log: folder.into() };
-    match tokio::time::timeout(READY, work).await {
-        Ok((ProcessEnd::Exited(0), _)) => Ok(()),
-        Ok((end, said)) => Err(failed(format!("`resolvconf {}` ended with {end:?}: {said}", arguments.join(" ")))),
-        Err(_) => Err(failed(format!("`resolvconf {}` did not end in time", arguments.join(" ")))),
-    }
 }

@@ -16,8 +16,9 @@ use std::{
     path::Path,
 };
 use zbus::{
-    Connection,
+    Connection, MatchRule, MessageStream,
     fdo::DBusProxy,
+    message::Type,
     proxy::{CacheProperties, Proxy},
     wire::OwnedObjectPath,
 };
@@ -37,8 +38,9 @@ pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result
     start_with(client, node, folder, true).await
 }
 
-/// Starts it again: what it was told of links it has kept in /run/systemd/resolve/netif.
-pub(super) async fn start_again(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
+/// Starts it for somebody who tells it of the uplink's servers, or again: what it was told of links by others it has kept in
+/// /run/systemd/resolve/netif.
+pub(super) async fn start_alone(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
     start_with(client, node, folder, false).await
 }
 
@@ -56,7 +58,7 @@ pub(super) async fn set_domain(interface: &str, domain: &str) -> zbus::Result<()
     proxy(&bus, PATH, MANAGER).await?.call("SetLinkDomains", &(index as i32, vec![(domain, false)])).await
 }
 
-async fn start_with(client: &Client, node: &Node, folder: &Path, first: bool) -> Result<Service, ServiceError> {
+async fn start_with(client: &Client, node: &Node, folder: &Path, hand_over: bool) -> Result<Service, ServiceError> {
     let program = Program {
         name: "systemd-resolved",
         package: "systemd-resolved",
@@ -64,28 +66,40 @@ async fn start_with(client: &Client, node: &Node, folder: &Path, first: bool) ->
         path: "/usr/lib/systemd/systemd-resolved",
         arguments: &[],
         environment: &[("SYSTEMD_LOG_TARGET", "console"), ("SYSTEMD_LOG_LEVEL", "info")],
+        ready: None,
     };
     let service = Service::start(&program, client, folder).await?;
-    let ready = node.run(move || async move {
-        let bus = connect().await?;
-        wait_for_name(&bus, NAME).await?;
-        if first { set_uplink(&bus, &UPLINK_SERVERS).await } else { Ok(()) }
-    });
-    let mut end = service.process.end();
-    tokio::select! {
-        ready = tokio::time::timeout(READY, ready) => match ready {
-            Ok(Ok(Ok(()))) => Ok(service),
-            Ok(Ok(Err(source))) => Err(service.not_ready("systemd-resolved", &source.to_string()).await),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(service.not_ready("systemd-resolved", "it took no name on the bus in time").await),
-        },
-        _ = end.wait_for(Option::is_some) => Err(service.not_ready("systemd-resolved", "it ended").await),
-    }
+    let ready = move || async move {
+        let ready = async {
+            let bus = connect().await?;
+            wait_for_name(&bus, NAME).await?;
+            if hand_over { set_uplink(&bus, &UPLINK_SERVERS).await } else { Ok(()) }
+        };
+        ready.await.map_err(|error: zbus::Error| error.to_string())
+    };
+    service.ready_when(node, ready).await?;
+    Ok(service)
 }
 
 /// A connection to the client's bus. To be called inside the client.
 pub(crate) async fn connect() -> zbus::Result<Connection> {
     zbus::connection::Builder::address(BUS_ADDRESS).method_timeout(READY).build().await
+}
+
+/// Returns when it has servers to ask. To be called inside the client.
+pub(super) async fn asks_somebody() -> zbus::Result<()> {
+    let rule = MatchRule::builder().msg_type(Type::Signal).path_namespace(PATH).build()?;
+    let listening = connect().await?;
+    let mut signals = MessageStream::for_match_rule(rule, &listening, None).await?;
+    let bus = connect().await?;
+    loop {
+        if Settings::read(&bus).await?.is_some_and(|settings| !settings.asked().is_empty()) {
+            return Ok(());
+        }
+        if signals.next().await.is_none() {
+            return Err(zbus::Error::Failure("the bus has gone".into()));
+        }
+    }
 }
 
 /// Returns when somebody owns the name.

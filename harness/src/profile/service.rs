@@ -2,7 +2,7 @@
 
 use crate::{
     layer::Layer,
-    sandbox::{Client, Process, SandboxError, Spawn},
+    sandbox::{Client, Node, Process, ProcessEnd, SandboxError, Spawn},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    sync::watch,
+};
 
 /// How long a daemon may take to be ready.
 pub(super) const READY: Duration = Duration::from_secs(20);
@@ -37,15 +40,17 @@ pub enum ServiceError {
     #[error("{name} was not ready: {reason}; its log is {}", log.display())]
     NotReady {
         /// The daemon.
-        name: &'static str,
+        name: String,
         /// Why.
         reason: String,
         /// Its log.
         log: PathBuf,
     },
     /// The uplink could not be handed over.
-    #[error("failed to remove the uplink's addresses: {source}")]
+    #[error("failed to {action} the uplink: {source}")]
     Uplink {
+        /// What was tried.
+        action: &'static str,
         /// The kernel's words.
         source: nlink::Error,
     },
@@ -92,6 +97,8 @@ pub(super) struct Program {
     pub path: &'static str,
     pub arguments: &'static [&'static str],
     pub environment: &'static [(&'static str, &'static str)],
+    /// What it says when it is ready, if that is how one knows.
+    pub ready: Option<&'static str>,
 }
 
 impl Service {
@@ -99,11 +106,10 @@ impl Service {
     pub(super) async fn start(program: &Program, client: &Client, folder: &Path) -> Result<Self, ServiceError> {
         let logs = folder.join("services");
         // One that is started again has a log of its own.
-        let first = logs.join(format!("{}.log", program.name));
-        let log = match first.exists() {
-            true => logs.join(format!("{}-again.log", program.name)),
-            false => first,
-        };
+        let mut log = logs.join(format!("{}.log", program.name));
+        if log.exists() {
+            log = logs.join(format!("{}-again.log", program.name));
+        }
         let file = fs::create_dir_all(&logs).and_then(|()| fs::File::create(&log));
         let file = file.map_err(|source| ServiceError::File { action: "make", path: log.clone(), source })?;
         let mut environment: Vec<(String, String)> = vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())];
@@ -115,8 +121,9 @@ impl Service {
             user: None,
         };
         let mut process = spawn.start(client).await?;
+        let (tell, mut said) = watch::channel(program.ready.is_none());
         if let Some(stderr) = process.stderr.take() {
-            keep(stderr, file);
+            keep(stderr, file, program.ready, tell);
         }
         let pid = process.pid;
         let started = Started {
@@ -129,15 +136,38 @@ impl Service {
                 .map(str::to_owned)
                 .collect(),
         };
-        Ok(Self { started, log, process })
+        let service = Self { started, log, process };
+        let mut end = service.process.end();
+        let reason = tokio::select! {
+            biased;
+            ready = tokio::time::timeout(READY, said.wait_for(|said| *said)) => match ready {
+                Ok(Ok(_)) => return Ok(service),
+                Ok(Err(_)) => "it closed its standard error".to_owned(),
+                Err(_) => format!("it did not say so within {} s", READY.as_secs()),
+            },
+            _ = end.wait_for(Option::is_some) => "it ended".to_owned(),
+        };
+        Err(service.not_ready(&reason).await)
     }
 
     /// Asks it to end, and waits until it has.
     pub(super) async fn stop(self) -> Result<(), ServiceError> {
-        let failed = |reason: String| ServiceError::NotReady { name: "the daemon", reason, log: self.log.clone() };
+        let failed =
+            |reason: String| ServiceError::NotReady { name: self.started.name.clone(), reason, log: self.log.clone() };
         self.process.signal(nix::sys::signal::Signal::SIGTERM).map_err(|error| failed(error.to_string()))?;
         let ended = tokio::time::timeout(READY, self.process.wait()).await;
         ended.map(drop).map_err(|_| failed(format!("{} did not end in time", self.started.name)))
+    }
+
+    /// Ends it at once.
+    pub(super) async fn kill(self) -> Result<(), ServiceError> {
+        self.process.signal(nix::sys::signal::Signal::SIGKILL).map_err(|source| ServiceError::File {
+            action: "end the process that writes",
+            path: self.log.clone(),
+            source,
+        })?;
+        self.process.wait().await;
+        Ok(())
     }
 
     /// The system bus.
@@ -149,6 +179,7 @@ impl Service {
             path: "/usr/bin/dbus-daemon",
             arguments: &["--system", "--nofork", "--nopidfile", "--nosyslog", "--print-address"],
             environment: &[],
+            ready: None,
         };
         let mut service = Self::start(&program, client, folder).await?;
         // It writes its address when it listens.
@@ -161,30 +192,102 @@ impl Service {
         };
         match tokio::time::timeout(READY, line).await {
             Ok(Ok(Some(_))) => Ok(service),
-            Ok(Ok(None)) => Err(service.not_ready("dbus-daemon", "it ended").await),
-            Ok(Err(error)) => Err(service.not_ready("dbus-daemon", &error.to_string()).await),
-            Err(_) => Err(service.not_ready("dbus-daemon", "it wrote no address in time").await),
+            Ok(Ok(None)) => Err(service.not_ready("it ended").await),
+            Ok(Err(error)) => Err(service.not_ready(&error.to_string()).await),
+            Err(_) => Err(service.not_ready("it wrote no address in time").await),
         }
     }
 
+    /// Waits until it is ready, as `ready` finds out inside the client; it may not end before.
+    pub(super) async fn ready_when<F>(
+        &self,
+        node: &Node,
+        ready: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<(), ServiceError>
+    where
+        F: Future<Output = Result<(), String>> + 'static,
+    {
+        let mut end = self.process.end();
+        let reason = tokio::select! {
+            ready = tokio::time::timeout(READY, node.run(ready)) => match ready {
+                Ok(Ok(Ok(()))) => return Ok(()),
+                Ok(Ok(Err(reason))) => reason,
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => format!("it was not within {} s", READY.as_secs()),
+            },
+            _ = end.wait_for(Option::is_some) => "it ended".to_owned(),
+        };
+        Err(self.not_ready(&reason).await)
+    }
+
     /// The error of a daemon that is not ready, with the last that it said.
-    pub(super) async fn not_ready(&self, name: &'static str, reason: &str) -> ServiceError {
+    pub(super) async fn not_ready(&self, reason: &str) -> ServiceError {
         let said = fs::read_to_string(&self.log).unwrap_or_default();
         let mut reason = reason.to_owned();
         if let Some(last) = said.lines().rfind(|line| !line.trim().is_empty()) {
             let _ = write!(reason, ": {last}");
         }
-        ServiceError::NotReady { name, reason, log: self.log.clone() }
+        ServiceError::NotReady { name: self.started.name.clone(), reason, log: self.log.clone() }
     }
 }
 
-/// Copies what a daemon says into its log, until it ends.
-fn keep(mut from: impl AsyncRead + Unpin + Send + 'static, file: fs::File) {
+/// Copies what a daemon says into its log, until it ends, and tells when it says that it is ready.
+fn keep(
+    from: impl AsyncRead + Unpin + Send + 'static,
+    file: fs::File,
+    ready: Option<&'static str>,
+    tell: watch::Sender<bool>,
+) {
     let mut file = tokio::fs::File::from_std(file);
+    let mut from = BufReader::new(from);
     tokio::spawn(async move {
-        let _ = tokio::io::copy(&mut from, &mut file).await;
-        let _ = file.flush().await;
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).await.is_ok_and(|length| length > 0) {
+            if ready.is_some_and(|ready| String::from_utf8_lossy(&line).contains(ready)) {
+                tell.send_replace(true);
+            }
+            if file.write_all(&line).await.and(file.flush().await).is_err() {
+                break;
+            }
+            line.clear();
+        }
+        // Whoever still waits learns that nothing more will be said; others have what they want.
+        drop(tell);
     });
+}
+
+/// Runs a program in the client machine, to its end.
+pub(super) async fn call(
+    client: &Client,
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+    folder: &Path,
+) -> Result<(), ServiceError> {
+    let spawn = Spawn {
+        program: program.into(),
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        environment: vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())],
+        user: None,
+    };
+    let mut process = spawn.start(client).await?;
+    let work = async {
+        if let Some(mut stdin) = process.stdin.take() {
+            // A program that does not read is judged by how it ends.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        let mut said = String::new();
+        if let Some(mut stderr) = process.stderr.take() {
+            let _ = stderr.read_to_string(&mut said).await;
+        }
+        (process.wait().await, said)
+    };
+    let failed = |reason: String| ServiceError::NotReady { name: program.into(), reason, log: folder.into() };
+    match tokio::time::timeout(READY, work).await {
+        Ok((ProcessEnd::Exited(0), _)) => Ok(()),
+        Ok((end, said)) => Err(failed(format!("`{program} {}` ended with {end:?}: {said}", arguments.join(" ")))),
+        Err(_) => Err(failed(format!("`{program} {}` did not end in time", arguments.join(" ")))),
+    }
 }
 
 /// A package's version: from the layer's list, or from the machine's own (dpkg).
@@ -199,33 +302,74 @@ fn installed(package: &str) -> Option<String> {
     entry.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
 }
 
-/// Users that the daemons run as, where the machine has none: what their packages' installation would have made. To be
-/// called inside the client.
+/// Users that the daemons run as, where the machine has none: what their packages' installation would have made. In a user
+/// namespace with one user they are all that one, which is root there. To be called inside the client.
 pub(super) fn prepare_users() -> Result<(), ServiceError> {
-    const USERS: [(&str, u32); 3] = [("messagebus", 901), ("systemd-resolve", 902), ("systemd-network", 903)];
-    for (path, line) in [("/etc/passwd", "{name}:x:{id}:{id}::/:/usr/sbin/nologin"), ("/etc/group", "{name}:x:{id}:")] {
-        let failed = |action| move |source| ServiceError::File { action, path: path.into(), source };
-        let mut text = fs::read_to_string(path).map_err(failed("read"))?;
-        for (name, id) in USERS {
-            if !text.lines().any(|line| line.split(':').next() == Some(name)) {
-                if !text.ends_with('\n') {
-                    text.push('\n');
-                }
-                text.push_str(&line.replace("{name}", name).replace("{id}", &id.to_string()));
-                text.push('\n');
-            }
-        }
-        fs::write(path, text).map_err(failed("write"))?;
+    let read = |path: &'static str| {
+        fs::read_to_string(path).map_err(|source| ServiceError::File { action: "read", path: path.into(), source })
+    };
+    let alone = is_alone(&read("/proc/1/uid_map")?);
+    for (path, fields) in [("/etc/passwd", "{id}:{id}::/:/usr/sbin/nologin"), ("/etc/group", "{id}:")] {
+        let text = with_users(&read(path)?, fields, alone);
+        fs::write(path, text).map_err(|source| ServiceError::File { action: "write", path: path.into(), source })?;
     }
-    for (folder, user) in [("/run/dbus", None), ("/run/systemd/resolve", Some("systemd-resolve"))] {
+    let passwd = read("/etc/passwd")?;
+    for (folder, user) in [
+        ("/run/dbus", "root"),
+        ("/run/systemd/resolve", "systemd-resolve"),
+        ("/run/systemd/netif", "systemd-network"),
+        ("/run/systemd/netif/links", "systemd-network"),
+        ("/run/systemd/netif/leases", "systemd-network"),
+        ("/run/systemd/netif/lldp", "systemd-network"),
+    ] {
         let failed = |action| move |source| ServiceError::File { action, path: folder.into(), source };
         fs::create_dir_all(folder).map_err(failed("make"))?;
-        if let Some(user) = user {
-            let passwd = fs::read_to_string("/etc/passwd").map_err(failed("find the owner of"))?;
-            let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|line| line[0] == user);
-            let number = |at: usize| fields.as_ref().and_then(|fields| fields.get(at)?.parse::<u32>().ok());
-            std::os::unix::fs::chown(folder, number(2), number(3)).map_err(failed("give away"))?;
-        }
+        let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|line| line[0] == user);
+        let number = |at: usize| fields.as_ref().and_then(|fields| fields.get(at)?.parse::<u32>().ok());
+        std::os::unix::fs::chown(folder, number(2), number(3)).map_err(failed("give away"))?;
     }
     Ok(())
+}
+
+/// The daemons' users, with a number that is used where the machine has no such user.
+const USERS: [(&str, u32); 5] =
+    [("messagebus", 901), ("systemd-resolve", 902), ("systemd-network", 903), ("dnsmasq", 904), ("unbound", 905)];
+
+/// Whether a user namespace has one user only (user_namespaces(7), uid_map).
+fn is_alone(map: &str) -> bool {
+    let lengths = map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    lengths.sum::<u64>() == 1
+}
+
+/// A list of users or groups with the daemons' in it; `fields` is what follows the password.
+fn with_users(text: &str, fields: &str, alone: bool) -> String {
+    let name_of = |line: &str| line.split(':').next().unwrap_or_default().to_owned();
+    let is_daemon = |line: &&str| USERS.iter().any(|(name, _)| *name == name_of(line));
+    let mut all: String =
+        text.lines().filter(|line| !(alone && is_daemon(line))).map(|line| format!("{line}\n")).collect();
+    for (name, number) in USERS {
+        if alone || !text.lines().any(|line| name_of(line) == name) {
+            let number = if alone { 0 } else { number };
+            all.push_str(&format!("{name}:x:{}\n", fields.replace("{id}", &number.to_string())));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn daemons_have_users_and_one_user_is_all_of_them() {
+        let text = "root:x:0:0:root:/root:/bin/sh\nmessagebus:x:101:102::/:/bin/false";
+        let with = with_users(text, "{id}:{id}::/:/usr/sbin/nologin", false);
+        assert!(with.starts_with(&format!("{text}\nsystemd-resolve:x:902:902::/:/usr/sbin/nologin\n")), "{with}");
+        assert_eq!(with.matches("messagebus").count(), 1);
+        let alone = with_users(text, "{id}:{id}::/:/usr/sbin/nologin", true);
+        assert!(alone.contains("\nmessagebus:x:0:0::/:/usr/sbin/nologin\n") && !alone.contains(":101:"), "{alone}");
+        assert!(is_alone("         0       1000          1\n"));
+        assert!(!is_alone("         0          0 4294967295\n"));
+        assert!(!is_alone("0 100000 65536\n"));
+    }
 }

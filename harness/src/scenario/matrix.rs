@@ -58,6 +58,21 @@ pub enum Profile {
     Openresolv,
     /// Debian's resolvconf, /etc/resolv.conf a link to the file that it writes.
     DebianResolvconf,
+    /// A DHCP client (dhclient), which writes /etc/resolv.conf.
+    DhcpClient,
+    /// NetworkManager, which writes /etc/resolv.conf, with an uplink by DHCP and router advertisements.
+    NetworkManagerDhcp,
+    /// NetworkManager with systemd-resolved, /etc/resolv.conf a link to the file that names the latter's stub.
+    NetworkManagerResolved,
+    /// NetworkManager with a dnsmasq of its own, which is what /etc/resolv.conf names.
+    NetworkManagerDnsmasq,
+    /// systemd-networkd with systemd-resolved, an uplink by DHCP and router advertisements, /etc/resolv.conf a link to the file
+    /// that names the stub.
+    SystemdNetworkd,
+    /// dnsmasq as a local forwarder with servers of its own, named by an /etc/resolv.conf that nobody manages.
+    Dnsmasq,
+    /// unbound as a local forwarder with servers of its own, named by an /etc/resolv.conf that nobody manages.
+    Unbound,
 }
 
 /// Who manages a profile's /etc/resolv.conf, and so which of the subject's DNS methods is the right one there (SEL-1).
@@ -77,10 +92,17 @@ impl Profile {
     /// All profiles, in the order of reports.
     pub const ALL: &[Profile] = &[
         Profile::StaticFile,
+        Profile::DhcpClient,
+        Profile::Dnsmasq,
+        Profile::Unbound,
         Profile::SystemdResolved,
         Profile::SystemdResolvedUplink,
         Profile::SystemdResolvedForeign,
+        Profile::SystemdNetworkd,
         Profile::NetworkManager,
+        Profile::NetworkManagerDhcp,
+        Profile::NetworkManagerDnsmasq,
+        Profile::NetworkManagerResolved,
         Profile::Openresolv,
         Profile::DebianResolvconf,
     ];
@@ -88,9 +110,18 @@ impl Profile {
     /// Who manages /etc/resolv.conf.
     pub fn manager(self) -> Manager {
         match self {
-            Profile::StaticFile | Profile::SystemdResolvedForeign => Manager::Nobody,
-            Profile::SystemdResolved | Profile::SystemdResolvedUplink => Manager::SystemdResolved,
-            Profile::NetworkManager => Manager::NetworkManager,
+            Profile::StaticFile
+            | Profile::DhcpClient
+            | Profile::Dnsmasq
+            | Profile::Unbound
+            | Profile::SystemdResolvedForeign => Manager::Nobody,
+            Profile::SystemdResolved
+            | Profile::SystemdResolvedUplink
+            | Profile::SystemdNetworkd
+            | Profile::NetworkManagerResolved => Manager::SystemdResolved,
+            Profile::NetworkManager | Profile::NetworkManagerDhcp | Profile::NetworkManagerDnsmasq => {
+                Manager::NetworkManager
+            }
             Profile::Openresolv | Profile::DebianResolvconf => Manager::Resolvconf,
         }
     }

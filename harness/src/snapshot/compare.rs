@@ -85,6 +85,10 @@ pub const TOLERATED_REMAINS: &[ToleratedRemain] = &[
         path: "/run/resolvconf/exclusive",
         reason: "openresolv makes it for exclusive records and leaves it",
     },
+    ToleratedRemain {
+        path: "/run/systemd/resolve/netif",
+        reason: "systemd-resolved makes it when it is told of a link's servers for the first time, and leaves it",
+    },
     ToleratedRemain { path: "/run/xtables.lock", reason: "iptables locks it and leaves it" },
 ];
 
@@ -113,6 +117,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, tolerance: &Tolerance) -> Ve
             "resolv.conf" => found.extend(comparison.resolv_conf()),
             "etc" | "files" | "dev" => found.extend(comparison.files(topic)),
             "nftables" => found.extend(comparison.nftables()),
+            "network-manager" => found.extend(comparison.network_manager()),
             "sysctl" => found.extend(comparison.sysctl()),
             _ => found.extend(comparison.list(topic)),
         }
@@ -261,6 +266,31 @@ impl Comparison<'_> {
         Some(self.difference("nftables", "X04", "FWL-16", summary, unified("nftables", &text(before), &text(after))))
     }
 
+    /// The switch for connectivity checking is another requirement's matter than connections and servers.
+    fn network_manager(&self) -> Vec<Difference> {
+        const SWITCH: &str = "global ConnectivityCheckEnabled ";
+        let parts = |snapshot: &Snapshot| -> (String, String) {
+            snapshot.topic("network-manager").split_inclusive('\n').partition(|line| line.starts_with(SWITCH))
+        };
+        let (before, after) = (parts(self.before), parts(self.after));
+        let compared = [(before.0, after.0, "NMG-3"), (before.1, after.1, "NMG-2")];
+        let difference = |(before, after, requirement): (String, String, &'static str)| {
+            if before == after {
+                return None;
+            }
+            let (missing, added) = lines(&before, &after);
+            let mut parts: Vec<String> =
+                [some_of("left over", &added), some_of("missing", &missing)].into_iter().flatten().collect();
+            if parts.is_empty() {
+                parts.push("in another order".into());
+            }
+            let summary = format!("network-manager: {}", parts.join("; "));
+            let diff = unified("network-manager", &before, &after);
+            Some(self.difference("network-manager", "X05", requirement, summary, diff))
+        };
+        compared.into_iter().filter_map(difference).collect()
+    }
+
     /// Settings that are there both times: those of an interface come and go with it, those of a module with the machine's.
     fn sysctl(&self) -> Option<Difference> {
         let (before, after) = (by_key(self.before.topic("sysctl")), by_key(self.after.topic("sysctl")));
@@ -312,9 +342,14 @@ impl Comparison<'_> {
         if parts.is_empty() {
             parts.push("in another order".into());
         }
-        let requirement = if matches!(topic, "rules" | "iptables" | "xfrm") { "FWL-16" } else { "RST-1" };
+        let (class, requirement) = match topic {
+            "rules" | "iptables" | "xfrm" => ("X04", "FWL-16"),
+            "resolvconf" => ("X05", "RCF-2"),
+            "forwarder" | "systemd-resolved" | "bus-names" => ("X05", "RST-1"),
+            _ => ("X04", "RST-1"),
+        };
         let summary = format!("{topic}: {}", parts.join("; "));
-        Some(self.difference(topic, "X04", requirement, summary, unified(topic, &before, &after)))
+        Some(self.difference(topic, class, requirement, summary, unified(topic, &before, &after)))
     }
 
     fn of_ignored_link(&self, topic: &str, line: &str) -> bool {

@@ -25,6 +25,7 @@ mod processes;
 mod resolv_conf;
 mod resolver;
 mod routes;
+mod services;
 mod sockets;
 mod sysctl;
 mod traffic;
@@ -41,6 +42,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
+use crate::scenario::Profile;
+
 pub use compare::{
     Difference, Occasion, Severity, TOLERATED_REMAINS, Tolerance, ToleratedRemain, compare, tolerated_remains,
 };
@@ -54,7 +57,8 @@ pub use sysctl::NOT_SETTINGS;
 pub struct Snapshot {
     /// Canonical text by topic: "resolv.conf", "etc", "files", "state_dir", "nftables", "iptables", "routes", "rules", "addresses",
     /// "links", "sysctl", "processes", "sockets", "mounts", "dev", "hostname", "ipc", "neighbours", "address-labels", "xfrm",
-    /// "mptcp". What a version did not know yet is not in the bundles that it wrote.
+    /// "mptcp"; and, of the resolver services that the client has, "systemd-resolved", "network-manager", "resolvconf", "forwarder"
+    /// and "bus-names". What a version did not know yet is not in the bundles that it wrote.
     pub topics: BTreeMap<String, String>,
 }
 
@@ -75,8 +79,8 @@ pub struct Scope {
     pub ignore_paths: Vec<PathBuf>,
     /// The subject's own directory, which is a topic of its own.
     pub state_dir: Option<PathBuf>,
-    /// Whether systemd-resolved is part of the client: its settings are a topic.
-    pub resolved: bool,
+    /// The client's software: what its resolver services are set to are topics.
+    pub profile: Profile,
 }
 
 /// Why there is no snapshot. Without one nothing can be said about what was restored.
@@ -111,6 +115,15 @@ pub enum Error {
         service: &'static str,
         /// The bus's words.
         source: zbus::Error,
+    },
+    /// A local forwarder did not tell its servers.
+    #[error("{service} did not tell its servers: {source}; see its log in the bundle")]
+    #[non_exhaustive]
+    Forwarder {
+        /// Which.
+        service: &'static str,
+        /// The kernel's words.
+        source: io::Error,
     },
     /// A list changed each time it was read.
     #[error(
@@ -198,20 +211,12 @@ pub async fn take(scope: &Scope) -> Result<Snapshot, Error> {
     add("xfrm", xfrm::xfrm(&links)?);
     add("mptcp", mptcp::mptcp(&links)?);
     add("links", links.text);
-    if scope.resolved {
-        add("systemd-resolved", resolved().await?);
+    for (topic, text) in services::topics(scope).await? {
+        add(topic, text);
     }
     add("iptables", xtables::iptables(&scope.root)?);
     add("nftables", nftables::nftables(&mut netlink::Netlink::netfilter()?)?);
     Ok(Snapshot { topics })
-}
-
-/// The topic "systemd-resolved": everything that it was told, by link and for all.
-async fn resolved() -> Result<String, Error> {
-    let failed = |source| Error::Bus { service: "systemd-resolved", source };
-    let bus = crate::profile::connect_to_bus().await.map_err(failed)?;
-    let settings = crate::profile::ResolvedSettings::read(&bus).await.map_err(failed)?;
-    Ok(settings.map_or_else(|| "absent\n".to_owned(), |settings| settings.text()))
 }
 
 /// A line that says why there is nothing in a topic, and that a comparison passes over.

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Snapshot;
-use super::diff::unified;
-use super::escape::{block, unblock, word};
+use sha2::{Digest, Sha256};
+
+use super::diff::{paragraphs, unified};
+use super::escape::{block, hex, unblock, word};
 use super::resolv_conf::PATH;
 
 /// What a third party left where /etc/resolv.conf was, as far as it is known.
@@ -56,6 +58,62 @@ impl Snapshot {
         }
         self.topics.insert("resolv.conf".into(), text);
     }
+}
+
+/// Topics that name the servers of a lease.
+const OF_LEASES: [&str; 4] = ["resolv.conf", "systemd-resolved", "network-manager", "files"];
+
+impl Snapshot {
+    /// Puts the servers of a lease that was renewed meanwhile in the place of those that it had (RST-4): everything else must be
+    /// as before, and each server where the one before was. When files were written is not compared.
+    pub fn expect_renewed_lease(&mut self, was: &[String], is: &[String]) {
+        for topic in OF_LEASES {
+            let Some(text) = self.topics.get_mut(topic) else { continue };
+            *text = match topic {
+                "files" => renewed_files(text, was, is),
+                _ => renewed(text, was, is),
+            };
+            if topic == "resolv.conf" {
+                let lines = text.lines().map(|line| if line.starts_with("mtime: ") { "mtime: *" } else { line });
+                *text = lines.map(|line| format!("{line}\n")).collect();
+            }
+        }
+    }
+}
+
+/// Whole words alone: an address is part of longer ones.
+fn renewed(text: &str, was: &[String], is: &[String]) -> String {
+    let address = |c: char| c.is_ascii_hexdigit() || matches!(c, '.' | ':');
+    let mut new = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let inside = rest.find(|c| !address(c)).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(inside);
+        // A colon may end a word of prose.
+        let place = was.iter().position(|server| server == run);
+        new.push_str(place.and_then(|place| is.get(place)).map_or(run, String::as_str));
+        let outside = after.find(address).unwrap_or(after.len());
+        new.push_str(&after[..outside]);
+        rest = &after[outside..];
+    }
+    new
+}
+
+/// Files whose content is shown, with the size and digest of their new content.
+fn renewed_files(text: &str, was: &[String], is: &[String]) -> String {
+    let file = |paragraph: &str| {
+        let new = renewed(paragraph, was, is);
+        let (Some(bytes), Some((head, _)), Some((_, blocks))) =
+            (unblock(&new), new.split_once(" size "), new.split_once('\n'))
+        else {
+            return paragraph.to_owned();
+        };
+        if new == paragraph {
+            return new;
+        }
+        format!("{head} size {} sha256 {}\n{blocks}", bytes.len(), hex(&Sha256::digest(&bytes)))
+    };
+    paragraphs(text).map(file).collect()
 }
 
 /// The value of a line that may be anything.
@@ -226,4 +284,38 @@ fn summary(before: &[File], after: &[File], labels: &[&str]) -> String {
     // A file that is of another type differs in everything else too.
     let shown = if first(before, "type") == first(after, "type") { labels } else { &["type"] };
     format!("{PATH}: {}", shown.iter().map(part).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewed_lease_changes_its_servers_and_nothing_else() {
+        let (was, is) =
+            (["192.168.1.1".to_owned(), "198.51.100.53".into()], ["192.168.1.1".to_owned(), "192.168.1.2".into()]);
+        let swap = |text: &str| renewed(text, &was, &is);
+        assert_eq!(swap("nameserver 198.51.100.53\n"), "nameserver 192.168.1.2\n");
+        assert_eq!(
+            swap("1198.51.100.53 198.51.100.534 198.51.100.53.1"),
+            "1198.51.100.53 198.51.100.534 198.51.100.53.1"
+        );
+        assert_eq!(swap("link eth0 DNS 192.168.1.1 198.51.100.53"), "link eth0 DNS 192.168.1.1 192.168.1.2");
+        let mut snapshot = Snapshot::default();
+        let content = b"nameserver 198.51.100.53\n";
+        let entry = |content: &[u8]| {
+            let digest = hex(&Sha256::digest(content));
+            format!("/run/x file 0644 0:0 size {} sha256 {digest}\n{}", content.len(), block(content))
+        };
+        snapshot.topics.insert("files".into(), format!("/run dir 0755 0:0\n{}", entry(content)));
+        let text = format!("path: {PATH}\ntype: file\nmtime: 5\ncontent:\n{}", block(content));
+        snapshot.topics.insert("resolv.conf".into(), text);
+        snapshot.topics.insert("routes".into(), "198.51.100.53 dev eth0\n".into());
+        snapshot.expect_renewed_lease(&was, &is);
+        let now = b"nameserver 192.168.1.2\n";
+        assert_eq!(snapshot.topics["files"], format!("/run dir 0755 0:0\n{}", entry(now)));
+        let text = format!("path: {PATH}\ntype: file\nmtime: *\ncontent:\n{}", block(now));
+        assert_eq!(snapshot.topics["resolv.conf"], text);
+        assert_eq!(snapshot.topics["routes"], "198.51.100.53 dev eth0\n");
+    }
 }

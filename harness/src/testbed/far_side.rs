@@ -4,6 +4,7 @@
 
 use super::{Topology, TopologyError, plan::*};
 use crate::history::{Event, Recorder};
+use ipnet::Ipv6Net;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
@@ -12,8 +13,10 @@ use std::{
     },
     time::Duration,
 };
+use tokio::sync::watch;
 use watertight_resolvers::{
     QueryLog, QueryRecord, Relay, RelayConfig, Resolver, ResolverConfig, TlsIdentity, Transport,
+    advertiser::{self, Advertiser, AdvertiserConfig},
     api::{self, Api, ApiRecord},
     dhcp::{self, DhcpExchange},
     generate_keypair, relay, resolver,
@@ -52,7 +55,10 @@ pub struct FarSide {
     log: Arc<Log>,
     _api: Api,
     _sinks: Vec<Sink>,
-    _dhcp: (dhcp::v4::Dhcp, dhcp::v6::Dhcp6),
+    dhcp: dhcp::v4::Dhcp,
+    _dhcp6: dhcp::v6::Dhcp6,
+    _advertiser: Option<Advertiser>,
+    acknowledged: watch::Receiver<u64>,
 }
 
 struct Log {
@@ -90,8 +96,9 @@ impl QueryLog for Log {
 }
 
 impl FarSide {
-    /// Starts all servers; everything is bound when it returns.
-    pub async fn start(topology: &Topology, recorder: Recorder) -> Result<Self, FarSideError> {
+    /// Starts all servers; everything is bound when it returns. Where the client's uplink is to be configured by the network, its
+    /// lease is the plan's address, and the router advertises itself.
+    pub async fn start(topology: &Topology, recorder: Recorder, configures: bool) -> Result<Self, FarSideError> {
         let failed = |what| move |source| FarSideError::Server { what, source };
         let log = Arc::new(Log { recorder, written: AtomicU64::new(0), cut: AtomicBool::new(false) });
         let identity = TlsIdentity::generate(["resolver.watertight.test"]).map_err(failed("TLS identity"))?;
@@ -194,9 +201,9 @@ impl FarSide {
             interface: Topology::UPLINK.far.into(),
             server: LAN_V4,
             prefix_len: 24,
-            pool: vec![Ipv4Addr::new(192, 168, 1, 200)],
+            pool: if configures { vec![CLIENT_V4] } else { vec![Ipv4Addr::new(192, 168, 1, 200)] },
             router: Some(LAN_V4),
-            dns: vec![LAN_V4],
+            dns: if configures { LEASED.to_vec() } else { vec![LAN_V4] },
             domain: None,
             search: Vec::new(),
             routes: Vec::new(),
@@ -209,16 +216,29 @@ impl FarSide {
             search: Vec::new(),
             lease: Duration::from_secs(3600),
         };
-        let leases = topology
+        let (acknowledge, acknowledged) = watch::channel(0);
+        let (dhcp, dhcp6) = topology
             .router
             .run(move || async move {
+                let exchanged = move |exchange: DhcpExchange| {
+                    if exchange.answer.as_deref() == Some("ACK") {
+                        acknowledge.send_modify(|count| *count += 1);
+                    }
+                };
                 Ok((
-                    dhcp::v4::start(dhcp4, Arc::new(|_: DhcpExchange| {})).await?,
+                    dhcp::v4::start(dhcp4, Arc::new(exchanged)).await?,
                     dhcp::v6::start(dhcp6, Arc::new(|_: DhcpExchange| {})).await?,
                 ))
             })
             .await?
             .map_err(failed("DHCP servers"))?;
+        let advertiser = match configures {
+            false => None,
+            true => {
+                let started = topology.router.run(|| async { advertiser::start(advertised()).await }).await?;
+                Some(started.map_err(failed("router advertisements"))?)
+            }
+        };
         Ok(Self {
             relay,
             client_private_key: base64(&client_private),
@@ -227,8 +247,21 @@ impl FarSide {
             log,
             _api: api,
             _sinks: vec![wan_sink, lan_sink],
-            _dhcp: leases,
+            dhcp,
+            _dhcp6: dhcp6,
+            _advertiser: advertiser,
+            acknowledged,
         })
+    }
+
+    /// From now on leases name other servers; who has one learns it when it asks again.
+    pub fn change_lease(&self) {
+        self.dhcp.update(|lease| lease.dns = RENEWED.to_vec());
+    }
+
+    /// How many leases were given or renewed.
+    pub fn acknowledged(&self) -> watch::Receiver<u64> {
+        self.acknowledged.clone()
     }
 
     /// Loses every record from now on, for the harness's own tests.
@@ -255,6 +288,21 @@ impl FarSide {
 impl std::fmt::Debug for FarSide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FarSide").field("relay", &self.relay.interface()).finish_non_exhaustive()
+    }
+}
+
+/// The LAN's prefixes, the router as the way out, and its resolver.
+fn advertised() -> AdvertiserConfig {
+    const LIFETIME: Duration = Duration::from_secs(3600);
+    AdvertiserConfig {
+        interface: Topology::UPLINK.far.into(),
+        router_lifetime: LIFETIME,
+        managed: false,
+        other: false,
+        prefixes: [CLIENT_V6, CLIENT_ULA].map(|address| Ipv6Net::new_assert(address, 64).trunc()).to_vec(),
+        dns: vec![LAN_ULA],
+        routes: Vec::new(),
+        lifetime: LIFETIME,
     }
 }
 

@@ -34,6 +34,11 @@ pub const LAN_SECOND_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 2);
 /// A LAN address whose port 53 swallows everything: the hammer's target.
 pub const LAN_SINK_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 99);
 
+/// DNS servers of a lease, in order.
+pub const LEASED: [Ipv4Addr; 2] = [LAN_V4, ISP_V4];
+/// DNS servers of a lease that was renewed, in order: each at the place of the one before.
+pub const RENEWED: [Ipv4Addr; 2] = [LAN_V4, LAN_SECOND_V4];
+
 /// The internet provider's resolver.
 pub const ISP_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
 /// The internet provider's resolver.

@@ -1,13 +1,17 @@
 //! The client's system bus: every call, answer and signal goes into the history, and after each of them, and after each
-//! change of a link, what the resolver service is set to, if that changed.
+//! change of a link, what the resolver services are set to, if that changed.
 
 use super::{Changes, WatchError};
 use crate::{
     history::{Event, Recorder, now},
-    profile::{ResolvedSettings, connect_to_bus},
+    profile::{NetworkManagerSettings, ResolvedSettings, STUBS, connect_to_bus},
+    scenario::Profile,
 };
 use futures::{FutureExt, StreamExt};
-use std::{collections::HashMap, pin::pin};
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::pin,
+};
 use tokio::sync::{oneshot, watch};
 use zbus::{
     Connection, MatchRule, Message, MessageStream,
@@ -23,6 +27,7 @@ const CONFIGURE_LINKS: [&str; 2] = ["org.freedesktop.NetworkManager", "org.freed
 
 /// Starts both; the settings as they are now are in the history when this returns. Ends when the sender of `stopped` is gone.
 pub(super) async fn start(
+    profile: Profile,
     recorder: Recorder,
     changes: watch::Sender<Changes>,
     asked: watch::Sender<Vec<String>>,
@@ -39,7 +44,7 @@ pub(super) async fn start(
         .await
         .map_err(|error| failed(error.into()))?;
     let owners = Owners::read(&asking).await.map_err(failed)?;
-    let mut looking = Looking { bus: asking, recorder: recorder.clone(), last: None, tell: asked };
+    let mut looking = Looking { profile, bus: asking, recorder: recorder.clone(), last: BTreeMap::new(), tell: asked };
     looking.look("start").await.map_err(failed)?;
     let network = changes.subscribe();
     // To look takes a while, and messages are noted when they come: their time and place in the history count.
@@ -88,9 +93,11 @@ impl Noting {
 
 /// Looks at the settings when there is news, once for all that has come meanwhile.
 struct Looking {
+    profile: Profile,
     bus: Connection,
     recorder: Recorder,
-    last: Option<String>,
+    /// What each service was last seen to be set to.
+    last: BTreeMap<&'static str, String>,
     tell: watch::Sender<Vec<String>>,
 }
 
@@ -139,20 +146,37 @@ impl Looking {
     }
 
     async fn look(&mut self, cause: &str) -> zbus::Result<()> {
-        let t = now(libc::CLOCK_REALTIME);
-        let settings = ResolvedSettings::read(&self.bus).await?;
-        let text = settings.as_ref().map_or_else(|| "absent\n".to_owned(), ResolvedSettings::text);
-        if self.last.as_ref() == Some(&text) {
-            return Ok(());
+        if self.profile.has_resolved() {
+            let t = now(libc::CLOCK_REALTIME);
+            let settings = ResolvedSettings::read(&self.bus).await?;
+            let at = || STUBS.map(str::to_owned).to_vec();
+            let view = settings.map(|settings| View { asked: settings.asked(), at: at(), text: settings.text() });
+            self.seen("systemd-resolved", t, cause, view);
         }
-        self.last = Some(text.clone());
-        let asked = settings.map(|settings| settings.asked()).unwrap_or_default();
-        self.tell.send_replace(asked.clone());
-        self.recorder.record_at(
-            t,
-            Event::Resolver { service: "systemd-resolved".into(), cause: cause.into(), asked, settings: text },
-        );
+        if self.profile.has_network_manager() {
+            let t = now(libc::CLOCK_REALTIME);
+            let settings = NetworkManagerSettings::read(&self.bus).await?;
+            let view =
+                settings.map(|settings| View { asked: settings.asked(), at: settings.at(), text: settings.text() });
+            self.seen("NetworkManager", t, cause, view);
+        }
         Ok(())
+    }
+
+    /// Notes what a service is set to, if that is news.
+    fn seen(&mut self, service: &'static str, t: u64, cause: &str, view: Option<View>) {
+        let view = view.unwrap_or_else(|| View { text: "absent\n".into(), ..View::default() });
+        if self.last.get(service) == Some(&view.text) {
+            return;
+        }
+        self.last.insert(service, view.text.clone());
+        // What stands between programs and servers.
+        if service == "systemd-resolved" || !self.profile.has_resolved() {
+            self.tell.send_replace(view.asked.clone());
+        }
+        let View { asked, at, text: settings } = view;
+        let (service, cause) = (service.into(), cause.into());
+        self.recorder.record_at(t, Event::Resolver { service, cause, asked, at, settings });
     }
 }
 
@@ -266,4 +290,12 @@ fn readable(body: &zbus::message::Body) -> String {
             Err(error) => format!("({}, not read: {error})", body.signature()),
         },
     }
+}
+
+/// A service, seen at one moment.
+#[derive(Default)]
+struct View {
+    asked: Vec<String>,
+    at: Vec<String>,
+    text: String,
 }

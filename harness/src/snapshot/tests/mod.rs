@@ -172,7 +172,7 @@ impl Client {
             ignore_pids: Vec::new(),
             ignore_paths: Vec::new(),
             state_dir: Some("/var/lib/subject".into()),
-            resolved: false,
+            profile: crate::scenario::Profile::StaticFile,
         };
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         Self { root, upper, scope, runtime }

@@ -1,8 +1,13 @@
 //! NetworkManager: started with a profile for the uplink, and awaited until that is active (NetworkManager(8)).
 
+mod settings;
+
+pub use settings::{Servers, Settings};
+
 use super::{
     resolved,
-    service::{Program, READY, Service, ServiceError},
+    service::{self, Program, Service, ServiceError},
+    uplink,
 };
 use crate::{
     layer::NETWORK_MANAGER,
@@ -11,7 +16,6 @@ use crate::{
 };
 use futures::StreamExt;
 use nix::mount::{MsFlags, mount};
-use nlink::{Connection, Route};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use zbus::{
     MatchRule, MessageStream,
@@ -21,40 +25,68 @@ use zbus::{
 };
 
 const NAME: &str = "org.freedesktop.NetworkManager";
+/// Its name in the record, the bundle and errors.
+pub(super) const PROGRAM: &str = "NetworkManager";
 const PATH: &str = "/org/freedesktop/NetworkManager";
 const DEVICE: &str = "org.freedesktop.NetworkManager.Device";
 const UNKNOWN_DEVICE: &str = "org.freedesktop.NetworkManager.UnknownDevice";
 /// NM_DEVICE_STATE_ACTIVATED.
 const ACTIVATED: u32 = 100;
 
-/// Starts it, and waits until the uplink is its own and active.
-pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
-    node.run(|| async { prepare().await }).await??;
+/// Which resolver it uses (NetworkManager.conf(5), `dns=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resolver {
+    /// None: it writes its servers into /etc/resolv.conf.
+    None,
+    /// systemd-resolved, over the bus.
+    Resolved,
+    /// A dnsmasq that it starts.
+    Dnsmasq,
+}
+
+/// How it is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// Its resolver.
+    pub(super) resolver: Resolver,
+    /// The uplink is configured by DHCP and router advertisements.
+    pub(super) dhcp: bool,
+}
+
+/// Starts it, and waits until the uplink is its own and active, and its resolver has the uplink's servers.
+pub(super) async fn start(kind: Kind, client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
+    node.run(move || async move { prepare(kind).await }).await??;
+    run(kind, client, node, folder).await
+}
+
+/// Starts it again, with the configuration that it has.
+pub(super) async fn run(kind: Kind, client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
     let program = Program {
-        name: "NetworkManager",
+        name: PROGRAM,
         package: "network-manager",
         layer: &NETWORK_MANAGER,
         path: "/usr/sbin/NetworkManager",
         // It writes its log to standard error in this mode only.
         arguments: &["--debug", "--log-level=INFO"],
         environment: &[],
+        ready: None,
     };
     let service = Service::start(&program, client, folder).await?;
-    let ready = node.run(|| async { activated().await });
-    let mut end = service.process.end();
-    tokio::select! {
-        ready = tokio::time::timeout(READY, ready) => match ready {
-            Ok(Ok(Ok(()))) => Ok(service),
-            Ok(Ok(Err(source))) => Err(service.not_ready("NetworkManager", &source.to_string()).await),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(service.not_ready("NetworkManager", "the uplink was not active in time").await),
-        },
-        _ = end.wait_for(Option::is_some) => Err(service.not_ready("NetworkManager", "it ended").await),
-    }
+    let ready = move || async move {
+        activated().await.map_err(|error| error.to_string())?;
+        uplink::configured().await.map_err(|error| error.to_string())?;
+        match kind.resolver {
+            Resolver::None => Ok(()),
+            Resolver::Resolved => resolved::asks_somebody().await.map_err(|error| error.to_string()),
+            Resolver::Dnsmasq => super::forwarder::answers().await.map_err(|error| error.to_string()),
+        }
+    };
+    service.ready_when(node, ready).await?;
+    Ok(service)
 }
 
 /// Its configuration, and an uplink without addresses: a link that has some it takes for somebody else's.
-async fn prepare() -> Result<(), ServiceError> {
+async fn prepare(kind: Kind) -> Result<(), ServiceError> {
     let write = |path: &str, text: &str, mode: u32| {
         let path = Path::new(path);
         let failed = |source| ServiceError::File { action: "write", path: path.into(), source };
@@ -64,35 +96,38 @@ async fn prepare() -> Result<(), ServiceError> {
         fs::write(path, text).map_err(failed)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
     };
-    write(
-        "/etc/NetworkManager/NetworkManager.conf",
-        "[main]\nplugins=keyfile\nno-auto-default=*\nauth-polkit=root-only\n",
-        0o644,
-    )?;
+    let resolver = match kind.resolver {
+        Resolver::None => "default",
+        Resolver::Resolved => "systemd-resolved",
+        Resolver::Dnsmasq => "dnsmasq",
+    };
+    let main = format!("[main]\nplugins=keyfile\nno-auto-default=*\nauth-polkit=root-only\ndns={resolver}\n");
+    write("/etc/NetworkManager/NetworkManager.conf", &main, 0o644)?;
+    let addresses = if kind.dhcp {
+        let identifier = uplink::interface_identifier();
+        format!("[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\naddr-gen-mode=eui64\ntoken={identifier}\nip6-privacy=0\n")
+    } else {
+        format!(
+            "[ipv4]\nmethod=manual\naddress1={CLIENT_V4}/24,{LAN_V4}\ndns={LAN_V4};{ISP_V4};\n\n\
+             [ipv6]\nmethod=manual\naddr-gen-mode=eui64\naddress1={CLIENT_V6}/64,{LAN_LINK_LOCAL}\naddress2={CLIENT_ULA}/64\n"
+        )
+    };
     let uplink = format!(
-        "[connection]\nid=uplink\nuuid=2f3c8f5e-7a51-4b43-9d5c-1f1e5a6b7c8d\ntype=ethernet\ninterface-name={UPLINK}\n\n\
-         [ipv4]\nmethod=manual\naddress1={CLIENT_V4}/24,{LAN_V4}\ndns={LAN_V4};{ISP_V4};\n\n\
-         [ipv6]\nmethod=manual\naddr-gen-mode=eui64\naddress1={CLIENT_V6}/64,{LAN_LINK_LOCAL}\naddress2={CLIENT_ULA}/64\n"
+        "[connection]\nid=uplink\nuuid=2f3c8f5e-7a51-4b43-9d5c-1f1e5a6b7c8d\ntype=ethernet\ninterface-name={UPLINK}\n\n{addresses}"
     );
     write("/etc/NetworkManager/system-connections/uplink.nmconnection", &uplink, 0o600)?;
-    // Without a udev that answers it waits for one, unless /sys is read-only, as in a container.
+    without_udev()?;
+    uplink::clear_wholly().await
+}
+
+/// Without a udev that answers network managers wait for one, unless /sys is read-only, as in a container.
+pub(super) fn without_udev() -> Result<(), ServiceError> {
     let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     mount(None::<&str>, "/sys", None::<&str>, read_only, None::<&str>).map_err(|errno| ServiceError::File {
         action: "make read-only",
         path: "/sys".into(),
         source: errno.into(),
-    })?;
-    remove_addresses().await.map_err(|source| ServiceError::Uplink { source })
-}
-
-async fn remove_addresses() -> Result<(), nlink::Error> {
-    let connection = Connection::<Route>::new()?;
-    for address in connection.get_addresses_by_name(UPLINK).await? {
-        if let Some(ip) = address.address() {
-            connection.del_address(UPLINK, *ip, address.prefix_len()).await?;
-        }
-    }
-    Ok(())
+    })
 }
 
 /// Returns when the uplink's device is activated.
@@ -111,6 +146,17 @@ async fn activated() -> zbus::Result<()> {
             return Err(zbus::Error::Failure("the bus has gone".into()));
         }
     }
+}
+
+/// Has it activate the uplink's profile again, as an administrator does: it asks for a lease again.
+pub(super) async fn activate(client: &Client, folder: &Path) -> Result<(), ServiceError> {
+    service::call(client, "/usr/bin/nmcli", &["connection", "up", "uplink"], "", folder).await
+}
+
+/// Has it apply the uplink's profile anew, as an administrator does. It answers only who is in the client machine, where it can
+/// see who that is.
+pub(super) async fn reapply(client: &Client, folder: &Path) -> Result<(), ServiceError> {
+    service::call(client, "/usr/bin/nmcli", &["device", "reapply", UPLINK], "", folder).await
 }
 
 async fn state(bus: &zbus::Connection) -> zbus::Result<Option<u32>> {

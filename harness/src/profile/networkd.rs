@@ -1,0 +1,61 @@
+//! systemd-networkd (systemd-networkd.service(8)): it configures the uplink by DHCP and router advertisements, and tells
+//! systemd-resolved of the servers.
+
+use super::{
+    network_manager::without_udev,
+    resolved,
+    service::{Program, Service, ServiceError},
+    uplink,
+};
+use crate::{
+    layer::SYSTEMD_NETWORKD,
+    sandbox::{Client, Node},
+    testbed::plan::UPLINK,
+};
+use std::{fs, path::Path};
+
+const NAME: &str = "org.freedesktop.network1";
+const PATH: &str = "/org/freedesktop/network1";
+const MANAGER: &str = "org.freedesktop.network1.Manager";
+
+/// Starts it on an uplink without addresses, and waits until that is configured and systemd-resolved has its servers.
+pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
+    node.run(|| async {
+        let path = Path::new("/etc/systemd/network/10-uplink.network");
+        let failed = |source| ServiceError::File { action: "write", path: path.into(), source };
+        fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
+        let identifier = uplink::interface_identifier();
+        let text = format!(
+            "[Match]\nName={UPLINK}\n\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\nIPv6PrivacyExtensions=no\n\n\
+             [DHCPv4]\nUseHostname=no\nUseNTP=no\nRoutesToDNS=no\n\n[IPv6AcceptRA]\nToken=static:{identifier}\nDHCPv6Client=no\n"
+        );
+        fs::write(path, text).map_err(failed)?;
+        without_udev()?;
+        uplink::clear().await
+    })
+    .await??;
+    let program = Program {
+        name: "systemd-networkd",
+        package: "systemd",
+        layer: &SYSTEMD_NETWORKD,
+        path: "/usr/lib/systemd/systemd-networkd",
+        arguments: &[],
+        environment: &[("SYSTEMD_LOG_TARGET", "console"), ("SYSTEMD_LOG_LEVEL", "info")],
+        ready: None,
+    };
+    let service = Service::start(&program, client, folder).await?;
+    let ready = || async {
+        uplink::configured().await.map_err(|error| error.to_string())?;
+        resolved::asks_somebody().await.map_err(|error| error.to_string())
+    };
+    service.ready_when(node, ready).await?;
+    Ok(service)
+}
+
+/// Has it renew the uplink's lease. To be called inside the client.
+pub(super) async fn renew() -> zbus::Result<()> {
+    let bus = resolved::connect().await?;
+    let index = nix::net::if_::if_nametoindex(UPLINK).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
+    let proxy = zbus::Proxy::new(&bus, NAME, PATH, MANAGER).await?;
+    proxy.call("RenewLink", &(index as i32)).await
+}
