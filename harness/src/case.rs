@@ -5,6 +5,7 @@ mod links;
 mod machine;
 mod markers;
 mod probing;
+mod services;
 mod settings;
 mod steps;
 

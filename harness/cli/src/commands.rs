@@ -287,7 +287,8 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
             }
         }
         What::Probes => {
-            let present = probe::Present { user: true, guest: true, search: true, tunnel: true, identities: Vec::new() };
+            let present =
+                probe::Present { user: true, guest: true, search: true, tunnel: true, identities: Vec::new() };
             for kind in probe::catalogue(&present, watertight::testbed::plan::RELAY_PORT) {
                 println!("{:<32} {}", kind.id, kind.target());
             }

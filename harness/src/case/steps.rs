@@ -7,8 +7,7 @@ use super::{
 };
 use crate::{
     history::{Cause, Event},
-    profile::Services,
-    scenario::{Call, Change, Expected, Fault, LinkChange, RelayMode, ServiceChange, Step, Tamper},
+    scenario::{Call, Change, Expected, Fault, LinkChange, RelayMode, Step, Tamper},
     subject::{CallError, Pending, Subject, SubjectEvent},
     testbed::plan::*,
 };
@@ -25,10 +24,7 @@ const ASKING: Duration = Duration::from_millis(20);
 /// Two clean ends of a process: answered, then gone.
 const TO_END: Duration = Duration::from_secs(30);
 /// A correction of the resolver file is awaited for longer than it may take, so that the figure is known.
-const TO_CORRECTION: Duration = Duration::from_secs(4);
-/// What is done to a service is seen within this time, or had been corrected before.
-const NOTICED: Duration = Duration::from_millis(500);
-
+pub(super) const TO_CORRECTION: Duration = Duration::from_secs(4);
 /// A removed interface is told by the kernel at once.
 const TO_NOTICE: Duration = Duration::from_secs(3);
 
@@ -418,66 +414,6 @@ impl Engine {
             });
         }
         Ok(true)
-    }
-
-    /// Does it, and waits until what the service asks is what it asked before; the judge measures.
-    pub(super) async fn change_service(&mut self, change: ServiceChange) -> Result<bool, CaseError> {
-        let mut asked = self.watch.asked();
-        let before = asked.borrow_and_update().clone();
-        // A scenario that is broken off has not put it right itself.
-        match change {
-            ServiceChange::Stop => self.unmended.push(ServiceChange::Start),
-            ServiceChange::Break => self.unmended.push(ServiceChange::Mend),
-            mended => self.unmended.retain(|due| *due != mended),
-        }
-        // Before it is done: what comes of it may be seen at once.
-        self.recorder.record(Event::ServiceChanged { change });
-        match change {
-            ServiceChange::Stop => {
-                self.services.stop_resolved().await?;
-                return Ok(self.service_is(&mut asked, "gone from the bus", |asked| asked.is_empty()).await);
-            }
-            ServiceChange::Break | ServiceChange::Mend => {
-                let broken = change == ServiceChange::Break;
-                self.topology.client.run(move || async move { Services::break_resolvconf(broken) }).await??;
-                return Ok(true);
-            }
-            ServiceChange::Restart | ServiceChange::Start => {
-                let folder = &self.plan.folder;
-                let started = self.services.restart_resolved(&self.client, &self.topology.client, folder).await?;
-                self.scope.ignore_pids.push(started.pid);
-                self.recorder.record(Event::ServiceStarted(started));
-                if change == ServiceChange::Start {
-                    return Ok(self.service_is(&mut asked, "on the bus", |asked| !asked.is_empty()).await);
-                }
-            }
-            ServiceChange::WipeTunnelLink => {
-                let wiped = self.topology.client.run(|| async { Services::wipe_link(CLIENT_TUNNEL).await }).await?;
-                if let Err(error) = wiped {
-                    let problem = format!("the settings of {CLIENT_TUNNEL} were not wiped: {error}");
-                    self.recorder.record(Event::Harness { problem });
-                    return Ok(false);
-                }
-            }
-        }
-        // It may be corrected before anything else is seen.
-        let _ = timeout(NOTICED, asked.wait_for(|now| *now != before)).await;
-        let _ = timeout(TO_CORRECTION, asked.wait_for(|now| *now == before)).await;
-        Ok(true)
-    }
-
-    /// Waits until what the resolver service asks is seen to be so.
-    async fn service_is(
-        &self,
-        asked: &mut tokio::sync::watch::Receiver<Vec<String>>,
-        what: &str,
-        is: impl FnMut(&Vec<String>) -> bool,
-    ) -> bool {
-        let seen = timeout(TO_CORRECTION, asked.wait_for(is)).await.is_ok_and(|seen| seen.is_ok());
-        if !seen {
-            self.recorder.record(Event::Harness { problem: format!("the resolver service was not seen to be {what}") });
-        }
-        seen
     }
 
     async fn remove_tunnel(&mut self) -> Result<bool, CaseError> {
