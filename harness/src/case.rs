@@ -6,6 +6,7 @@ mod machine;
 mod markers;
 mod probing;
 mod routes;
+mod services;
 mod settings;
 mod steps;
 
