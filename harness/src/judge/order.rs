@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     history::{Cause, Event, MarkerKind},
-    scenario::{Manager, Original, ServiceChange, Step, Tamper},
+    scenario::{Fault, Manager, Original, ServiceChange, Step, Tamper},
     watch::nameservers,
 };
 use std::net::IpAddr;
@@ -183,9 +183,12 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
                 _ => None,
             })
             .max_by_key(|(_, _, t)| *t);
+        // A process that is killed on the way opens nothing: what the service asks has changed because the tunnel's link went with it.
+        let killed = matches!(interval.step.and_then(|index| steps.get(index)), Some(Step::Fault(Fault::Kill)));
         if let Some((generation, resolver, t)) = last_generation
             && resolver == last_own.hash
             && t < restored_at
+            && !killed
         {
             found.push(finding(
                 "TRN-3",
