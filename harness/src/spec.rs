@@ -46,6 +46,8 @@ impl Requirement {
             "NMG" => Manager::NetworkManager,
             "RCF" => Manager::Resolvconf,
             _ if self.id == "SEL-3" => Manager::Resolvconf,
+            // A service that goes and comes back is what shows it.
+            _ if self.id == "SEL-5" => Manager::SystemdResolved,
             _ => return self.on_linux(),
         };
         self.on_linux() && profile.manager() == manager
