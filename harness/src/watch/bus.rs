@@ -7,7 +7,7 @@ use crate::{
     profile::{NetworkManagerSettings, ResolvedSettings, STUBS, connect_to_bus},
     scenario::Profile,
 };
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use tokio::sync::{oneshot, watch};
 use zbus::{Connection, MatchRule, Message, MessageStream, fdo::MonitoringProxy, message::Type};
@@ -33,8 +33,12 @@ pub(super) async fn start(
         .become_monitor(&[] as &[MatchRule<'_>], 0)
         .await
         .map_err(|error| failed(error.into()))?;
-    let last = Rc::default();
-    look(profile, &asking, &recorder, &last, &asked, "start").await.map_err(failed)?;
+    let eye = Eye { profile, bus: asking, recorder: recorder.clone(), last: Rc::default(), asked };
+    eye.look_at_network_manager("start").await.map_err(failed)?;
+    eye.look_at_resolved("start").await.map_err(failed)?;
+    // NetworkManager has much to tell; meanwhile nothing else is to be seen late.
+    let (news, woken) = watch::channel(String::new());
+    tokio::task::spawn_local(eye.clone().follow_network_manager(woken));
     let mut messages = MessageStream::from(listening);
     let mut network = changes.subscribe();
     tokio::task::spawn_local(async move {
@@ -44,17 +48,10 @@ pub(super) async fn start(
                 biased;
                 _ = &mut stopped => return,
                 message = messages.next() => match message {
-                    Some(Ok(message)) => {
-                        let mut cause = note(&message, &own, &recorder);
-                        // What is there already is noted before anything is asked: an answer is about all of it.
-                        while let Some(Some(Ok(message))) = messages.next().now_or_never() {
-                            cause = note(&message, &own, &recorder).or(cause);
-                        }
-                        match cause {
-                            Some(cause) => cause,
-                            None => continue,
-                        }
-                    }
+                    Some(Ok(message)) => match note(&message, &own, &recorder) {
+                        Some(cause) => cause,
+                        None => continue,
+                    },
                     Some(Err(error)) => {
                         recorder.record(Event::Harness { problem: format!("messages on the system bus were lost: {error}") });
                         return;
@@ -74,15 +71,14 @@ pub(super) async fn start(
                     "network".to_owned()
                 }
             };
+            news.send_replace(cause.clone());
             let looked = tokio::select! {
                 biased;
                 _ = &mut stopped => return,
-                looked = look(profile, &asking, &recorder, &last, &asked, &cause) => looked,
+                looked = eye.look_at_resolved(&cause) => looked,
             };
             if let Err(error) = looked {
-                recorder.record(Event::Harness {
-                    problem: format!("failed to ask the resolver service for its settings: {error}"),
-                });
+                eye.failed(&error);
             }
         }
     });
@@ -138,44 +134,77 @@ fn readable(body: &zbus::message::Body) -> String {
     }
 }
 
-async fn look(
+/// What asks the services, and remembers what they told.
+#[derive(Clone)]
+struct Eye {
     profile: Profile,
-    bus: &Connection,
-    recorder: &Recorder,
-    last: &Rc<RefCell<BTreeMap<&'static str, String>>>,
-    tell: &watch::Sender<Vec<String>>,
-    cause: &str,
-) -> zbus::Result<()> {
-    let told = |service: &'static str, t: u64, view: Option<View>| {
-        let view = view.unwrap_or_else(|| View { text: "absent\n".into(), ..View::default() });
-        if last.borrow().get(service) == Some(&view.text) {
-            return;
+    bus: Connection,
+    recorder: Recorder,
+    last: Rc<RefCell<BTreeMap<&'static str, String>>>,
+    /// Told whom the service asks that stands between programs and servers.
+    asked: watch::Sender<Vec<String>>,
+}
+
+impl Eye {
+    async fn look_at_resolved(&self, cause: &str) -> zbus::Result<()> {
+        if !self.profile.has_resolved() {
+            return Ok(());
         }
-        last.borrow_mut().insert(service, view.text.clone());
-        // What stands between programs and servers.
-        if service == "systemd-resolved" || !profile.has_resolved() {
-            tell.send_replace(view.asked.clone());
-        }
-        let (asked, at) = (view.asked, view.at);
-        recorder.record_at(
-            t,
-            Event::Resolver { service: service.into(), cause: cause.into(), asked, at, settings: view.text },
-        );
-    };
-    if profile.has_resolved() {
         let t = now(libc::CLOCK_REALTIME);
-        let settings = ResolvedSettings::read(bus).await?;
+        let settings = ResolvedSettings::read(&self.bus).await?;
         let at = || STUBS.map(str::to_owned).to_vec();
         let view = settings.map(|settings| View { asked: settings.asked(), at: at(), text: settings.text() });
-        told("systemd-resolved", t, view);
+        self.told("systemd-resolved", cause, t, view);
+        Ok(())
     }
-    if profile.has_network_manager() {
+
+    async fn look_at_network_manager(&self, cause: &str) -> zbus::Result<()> {
+        if !self.profile.has_network_manager() {
+            return Ok(());
+        }
         let t = now(libc::CLOCK_REALTIME);
-        let settings = NetworkManagerSettings::read(bus).await?;
+        let settings = NetworkManagerSettings::read_servers(&self.bus).await?;
         let view = settings.map(|settings| View { asked: settings.asked(), at: settings.at(), text: settings.text() });
-        told("NetworkManager", t, view);
+        self.told("NetworkManager", cause, t, view);
+        Ok(())
     }
-    Ok(())
+
+    /// Looks again after news, until nobody sends any more.
+    async fn follow_network_manager(self, mut news: watch::Receiver<String>) {
+        while news.changed().await.is_ok() {
+            let cause = news.borrow_and_update().clone();
+            // The machine may end meanwhile, and the bus with it.
+            let mut end = news.clone();
+            let ended = async { while end.changed().await.is_ok() {} };
+            let looked = tokio::select! {
+                biased;
+                looked = self.look_at_network_manager(&cause) => looked,
+                () = ended => return,
+            };
+            if let Err(error) = looked {
+                self.failed(&error);
+            }
+        }
+    }
+
+    fn told(&self, service: &'static str, cause: &str, t: u64, view: Option<View>) {
+        let view = view.unwrap_or_else(|| View { text: "absent\n".into(), ..View::default() });
+        if self.last.borrow().get(service) == Some(&view.text) {
+            return;
+        }
+        self.last.borrow_mut().insert(service, view.text.clone());
+        if service == "systemd-resolved" || !self.profile.has_resolved() {
+            self.asked.send_replace(view.asked.clone());
+        }
+        let View { asked, at, text: settings } = view;
+        let event = Event::Resolver { service: service.into(), cause: cause.into(), asked, at, settings };
+        self.recorder.record_at(t, event);
+    }
+
+    fn failed(&self, error: &zbus::Error) {
+        let problem = format!("failed to ask the resolver service for its settings: {error}");
+        self.recorder.record(Event::Harness { problem });
+    }
 }
 
 /// A service, seen at one moment.
