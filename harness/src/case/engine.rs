@@ -103,9 +103,11 @@ impl Engine {
     pub(super) async fn run(plan: CasePlan, isolation: Isolation) -> Result<(), CaseError> {
         let recorder = Recorder::create(&plan.folder.join("history.jsonl"))
             .map_err(|source| CaseError::File { action: "start the history".into(), source })?;
-        if let Err(layer) = plan.axes.profile.folders() {
+        let missing = plan.axes.profile.folders().err().map(|layer| layer.missing());
+        let users = plan.axes.profile.needs_users().filter(|_| isolation.rootless).map(str::to_owned);
+        if let Some(reason) = missing.or(users) {
             recorder.record(Event::Case(header(&plan, None)));
-            recorder.record(Event::NoSoftware { reason: layer.missing() });
+            recorder.record(Event::NoSoftware { reason });
             return recorder.finish().map_err(|source| CaseError::File { action: "finish the history".into(), source });
         }
         let result = Self::run_recorded(plan, isolation, recorder.clone()).await;

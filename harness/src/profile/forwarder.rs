@@ -37,7 +37,8 @@ pub(super) const DNSMASQ: Forwarder = Forwarder {
         package: "dnsmasq-base",
         layer: &layer::DNSMASQ,
         path: "/usr/sbin/dnsmasq",
-        arguments: &["--keep-in-foreground", "--log-facility=-", "--conf-file=/etc/dnsmasq.conf"],
+        // In the foreground, with its log on standard error, as the user that starts it.
+        arguments: &["--no-daemon", "--conf-file=/etc/dnsmasq.conf"],
         environment: &[],
         ready: None,
     },

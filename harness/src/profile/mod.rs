@@ -126,6 +126,13 @@ impl Profile {
         matches!(self, Profile::DhcpClient | Profile::NetworkManagerDhcp | Profile::SystemdNetworkd)
     }
 
+    /// Why it cannot be had where there is one user only, if it cannot.
+    pub fn needs_users(self) -> Option<&'static str> {
+        (self == Profile::NetworkManagerDnsmasq).then_some(
+            "the dnsmasq that NetworkManager starts changes its group, which a user namespace with one user does not permit; run this profile as root",
+        )
+    }
+
     fn network_manager(self) -> Option<network_manager::Kind> {
         use network_manager::Resolver;
         let resolver = match self {
@@ -168,9 +175,9 @@ impl Services {
     ) -> Result<Self, ServiceError> {
         let mut services = Self::default();
         let running = &mut services.running;
-        node.run(|| async { service::prepare_users() }).await??;
+        let alone = node.run(|| async { service::prepare_users() }).await??;
         if profile.has_bus() {
-            running.push(Service::bus(client, folder).await?);
+            running.push(Service::bus(client, folder, alone).await?);
         }
         match profile {
             Profile::SystemdResolved | Profile::SystemdResolvedUplink | Profile::SystemdResolvedForeign => {
@@ -239,7 +246,7 @@ impl Services {
             return Ok(Some(self.keep(dhclient::run(client, folder).await?)));
         }
         if profile.has_network_manager() {
-            network_manager::activate(client, folder).await?;
+            network_manager::renew(client, folder).await?;
             return Ok(None);
         }
         let asked = node.run(|| async { networkd::renew().await }).await?;

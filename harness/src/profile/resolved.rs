@@ -167,14 +167,9 @@ pub struct LinkSettings {
 impl Settings {
     /// Reads them. To be called inside the client. `None` if the service is not on the bus.
     pub(crate) async fn read(bus: &Connection) -> zbus::Result<Option<Self>> {
-        use zbus::fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown, SpawnChildExited};
         match Self::ask(bus).await {
             // It ended meanwhile; who takes its place is told by the bus.
-            Err(zbus::Error::FDO(error))
-                if matches!(*error, NameHasNoOwner(_) | NoReply(_) | ServiceUnknown(_) | SpawnChildExited(_)) =>
-            {
-                Ok(None)
-            }
+            Err(zbus::Error::FDO(error)) if is_gone(&error) => Ok(None),
             other => other,
         }
     }
@@ -256,6 +251,23 @@ impl Settings {
         }
         text
     }
+}
+
+/// Nobody is there to answer: it ended, and the bus cannot start it either, which is nobody's job here.
+pub(super) fn is_gone(error: &zbus::fdo::Error) -> bool {
+    use zbus::fdo::Error::{
+        NameHasNoOwner, NoReply, ServiceUnknown, SpawnChildExited, SpawnChildSignaled, SpawnExecFailed, SpawnFailed,
+    };
+    matches!(
+        error,
+        NameHasNoOwner(_)
+            | NoReply(_)
+            | ServiceUnknown(_)
+            | SpawnChildExited(_)
+            | SpawnChildSignaled(_)
+            | SpawnExecFailed(_)
+            | SpawnFailed(_)
+    )
 }
 
 async fn link(bus: &Connection, manager: &Proxy<'_>, name: String, index: u32) -> zbus::Result<Option<LinkSettings>> {

@@ -170,14 +170,19 @@ impl Service {
         Ok(())
     }
 
-    /// The system bus.
-    pub(super) async fn bus(client: &Client, folder: &Path) -> Result<Self, ServiceError> {
+    /// The system bus; with a configuration of its own where there is one user only.
+    pub(super) async fn bus(client: &Client, folder: &Path, alone: bool) -> Result<Self, ServiceError> {
+        const OWN_BUS: &str = "--config-file=/run/dbus/system.conf";
         let program = Program {
             name: "dbus-daemon",
             package: "dbus-daemon",
             layer: &crate::layer::SYSTEMD_RESOLVED,
             path: "/usr/bin/dbus-daemon",
-            arguments: &["--system", "--nofork", "--nopidfile", "--nosyslog", "--print-address"],
+            arguments: if alone {
+                &[OWN_BUS, "--nofork", "--nopidfile", "--nosyslog", "--print-address"]
+            } else {
+                &["--system", "--nofork", "--nopidfile", "--nosyslog", "--print-address"]
+            },
             environment: &[],
             ready: None,
         };
@@ -303,8 +308,9 @@ fn installed(package: &str) -> Option<String> {
 }
 
 /// Users that the daemons run as, where the machine has none: what their packages' installation would have made. In a user
-/// namespace with one user they are all that one, which is root there. To be called inside the client.
-pub(super) fn prepare_users() -> Result<(), ServiceError> {
+/// namespace with one user they are all that one, which is root there. To be called inside the client; gives back whether it is
+/// such a namespace.
+pub(super) fn prepare_users() -> Result<bool, ServiceError> {
     let read = |path: &'static str| {
         fs::read_to_string(path).map_err(|source| ServiceError::File { action: "read", path: path.into(), source })
     };
@@ -328,7 +334,22 @@ pub(super) fn prepare_users() -> Result<(), ServiceError> {
         let number = |at: usize| fields.as_ref().and_then(|fields| fields.get(at)?.parse::<u32>().ok());
         std::os::unix::fs::chown(folder, number(2), number(3)).map_err(failed("give away"))?;
     }
-    Ok(())
+    if alone && Path::new(BUS_CONFIGURATION).is_file() {
+        let path = "/run/dbus/system.conf";
+        let failed = |source| ServiceError::File { action: "write", path: path.into(), source };
+        fs::write(path, as_who_it_is(&read(BUS_CONFIGURATION)?)).map_err(failed)?;
+    }
+    Ok(alone)
+}
+
+/// The system bus's configuration (dbus-daemon(1)).
+const BUS_CONFIGURATION: &str = "/usr/share/dbus-1/system.conf";
+
+/// The configuration without the user that the bus becomes, for another folder.
+fn as_who_it_is(configuration: &str) -> String {
+    let lines = configuration.lines().filter(|line| !line.trim().starts_with("<user>"));
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    text.replace("<includedir>system.d<", "<includedir>/usr/share/dbus-1/system.d<")
 }
 
 /// The daemons' users, with a number that is used where the machine has no such user.
@@ -368,6 +389,10 @@ mod tests {
         assert_eq!(with.matches("messagebus").count(), 1);
         let alone = with_users(text, "{id}:{id}::/:/usr/sbin/nologin", true);
         assert!(alone.contains("\nmessagebus:x:0:0::/:/usr/sbin/nologin\n") && !alone.contains(":101:"), "{alone}");
+        let bus =
+            "<busconfig>\n  <type>system</type>\n  <user>messagebus</user>\n  <includedir>system.d</includedir>\n";
+        let own = "<busconfig>\n  <type>system</type>\n  <includedir>/usr/share/dbus-1/system.d</includedir>\n";
+        assert_eq!(as_who_it_is(bus), own);
         assert!(is_alone("         0       1000          1\n"));
         assert!(!is_alone("         0          0 4294967295\n"));
         assert!(!is_alone("0 100000 65536\n"));

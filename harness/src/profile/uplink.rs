@@ -59,7 +59,8 @@ async fn clear_here(link_local: bool) -> Result<(), nlink::Error> {
 
 /// Has the kernel take router advertisements, and make the plan's addresses of their prefixes. To be called inside the client.
 pub(super) async fn accept_advertisements() -> Result<(), ServiceError> {
-    for (key, value) in [("accept_ra", "1"), ("autoconf", "1"), ("router_solicitations", "3")] {
+    // 2: also where packets are passed on.
+    for (key, value) in [("accept_ra", "2"), ("autoconf", "1"), ("router_solicitations", "3")] {
         let path = format!("/proc/sys/net/ipv6/conf/{UPLINK}/{key}");
         fs::write(&path, value).map_err(|source| ServiceError::File { action: "write", path: path.into(), source })?;
     }

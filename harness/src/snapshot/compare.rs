@@ -309,7 +309,8 @@ impl Comparison<'_> {
     /// A topic of independent lines.
     fn list(&self, topic: &str) -> Option<Difference> {
         let keep = |text: &str| -> String {
-            let counts = |line: &&str| !line.starts_with(NONE) && !self.of_ignored_link(topic, line);
+            let counts =
+                |line: &&str| !line.starts_with(NONE) && !self.of_ignored_link(topic, line) && !is_passing(topic, line);
             text.split_inclusive('\n').filter(counts).collect()
         };
         let before = keep(self.before.topic(topic));
@@ -362,6 +363,15 @@ impl Comparison<'_> {
             }
             _ => false,
         })
+    }
+}
+
+/// NetworkManager's dispatcher is started by the bus when there is something to tell, and ends by itself.
+fn is_passing(topic: &str, line: &str) -> bool {
+    match topic {
+        "processes" => line.trim_end().ends_with("/nm-dispatcher"),
+        "bus-names" => line.trim_end() == "org.freedesktop.nm_dispatcher",
+        _ => false,
     }
 }
 

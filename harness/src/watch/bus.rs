@@ -8,10 +8,7 @@ use crate::{
     scenario::Profile,
 };
 use futures::{FutureExt, StreamExt};
-use std::{
-    collections::{BTreeMap, HashMap},
-    pin::pin,
-};
+use std::{collections::HashMap, pin::pin};
 use tokio::sync::{oneshot, watch};
 use zbus::{
     Connection, MatchRule, Message, MessageStream,
@@ -44,15 +41,23 @@ pub(super) async fn start(
         .await
         .map_err(|error| failed(error.into()))?;
     let owners = Owners::read(&asking).await.map_err(failed)?;
-    let mut looking = Looking { profile, bus: asking, recorder: recorder.clone(), last: BTreeMap::new(), tell: asked };
-    looking.look("start").await.map_err(failed)?;
-    let network = changes.subscribe();
+    // One that has much to tell does not hold up the other.
+    let mut eyes = Vec::new();
+    for service in [Looked::NetworkManager, Looked::Resolved].into_iter().filter(|service| service.is_in(profile)) {
+        // What stands between programs and servers.
+        let tell = (service == Looked::Resolved || !profile.has_resolved()).then(|| asked.clone());
+        let mut looking = Looking { service, bus: asking.clone(), recorder: recorder.clone(), last: None, tell };
+        looking.look("start").await.map_err(failed)?;
+        eyes.push(looking);
+    }
     // To look takes a while, and messages are noted when they come: their time and place in the history count.
     let (news, heard) = watch::channel(String::new());
     let stopped = stopped.map(|_| ()).shared();
     let noting = Noting { messages: MessageStream::from(listening), own, owners, recorder };
     tokio::task::spawn_local(noting.run(news, stopped.clone()));
-    tokio::task::spawn_local(looking.run(heard, network, stopped));
+    for looking in eyes {
+        tokio::task::spawn_local(looking.run(heard.clone(), changes.subscribe(), stopped.clone()));
+    }
     Ok(())
 }
 
@@ -91,14 +96,31 @@ impl Noting {
     }
 }
 
-/// Looks at the settings when there is news, once for all that has come meanwhile.
+/// A service whose settings are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    Resolved,
+    NetworkManager,
+}
+
+impl Looked {
+    fn is_in(self, profile: Profile) -> bool {
+        match self {
+            Looked::Resolved => profile.has_resolved(),
+            Looked::NetworkManager => profile.has_network_manager(),
+        }
+    }
+}
+
+/// Looks at a service's settings when there is news, once for all that has come meanwhile.
 struct Looking {
-    profile: Profile,
+    service: Looked,
     bus: Connection,
     recorder: Recorder,
-    /// What each service was last seen to be set to.
-    last: BTreeMap<&'static str, String>,
-    tell: watch::Sender<Vec<String>>,
+    /// What it was last seen to be set to.
+    last: Option<String>,
+    /// Told whom it asks.
+    tell: Option<watch::Sender<Vec<String>>>,
 }
 
 impl Looking {
@@ -146,37 +168,33 @@ impl Looking {
     }
 
     async fn look(&mut self, cause: &str) -> zbus::Result<()> {
-        if self.profile.has_resolved() {
-            let t = now(libc::CLOCK_REALTIME);
-            let settings = ResolvedSettings::read(&self.bus).await?;
-            let at = || STUBS.map(str::to_owned).to_vec();
-            let view = settings.map(|settings| View { asked: settings.asked(), at: at(), text: settings.text() });
-            self.seen("systemd-resolved", t, cause, view);
-        }
-        if self.profile.has_network_manager() {
-            let t = now(libc::CLOCK_REALTIME);
-            let settings = NetworkManagerSettings::read(&self.bus).await?;
-            let view =
-                settings.map(|settings| View { asked: settings.asked(), at: settings.at(), text: settings.text() });
-            self.seen("NetworkManager", t, cause, view);
-        }
-        Ok(())
-    }
-
-    /// Notes what a service is set to, if that is news.
-    fn seen(&mut self, service: &'static str, t: u64, cause: &str, view: Option<View>) {
+        let t = now(libc::CLOCK_REALTIME);
+        let (service, view) = match self.service {
+            Looked::Resolved => {
+                let settings = ResolvedSettings::read(&self.bus).await?;
+                let at = || STUBS.map(str::to_owned).to_vec();
+                let view = settings.map(|settings| View { asked: settings.asked(), at: at(), text: settings.text() });
+                ("systemd-resolved", view)
+            }
+            Looked::NetworkManager => {
+                let settings = NetworkManagerSettings::read_servers(&self.bus).await?;
+                let view =
+                    settings.map(|settings| View { asked: settings.asked(), at: settings.at(), text: settings.text() });
+                ("NetworkManager", view)
+            }
+        };
         let view = view.unwrap_or_else(|| View { text: "absent\n".into(), ..View::default() });
-        if self.last.get(service) == Some(&view.text) {
-            return;
+        if self.last.as_ref() == Some(&view.text) {
+            return Ok(());
         }
-        self.last.insert(service, view.text.clone());
-        // What stands between programs and servers.
-        if service == "systemd-resolved" || !self.profile.has_resolved() {
-            self.tell.send_replace(view.asked.clone());
+        self.last = Some(view.text.clone());
+        if let Some(tell) = &self.tell {
+            tell.send_replace(view.asked.clone());
         }
         let View { asked, at, text: settings } = view;
         let (service, cause) = (service.into(), cause.into());
         self.recorder.record_at(t, Event::Resolver { service, cause, asked, at, settings });
+        Ok(())
     }
 }
 

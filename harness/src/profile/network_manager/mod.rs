@@ -16,7 +16,7 @@ use crate::{
 };
 use futures::StreamExt;
 use nix::mount::{MsFlags, mount};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 use zbus::{
     MatchRule, MessageStream,
     message::Type,
@@ -30,6 +30,8 @@ pub(super) const PROGRAM: &str = "NetworkManager";
 const PATH: &str = "/org/freedesktop/NetworkManager";
 const DEVICE: &str = "org.freedesktop.NetworkManager.Device";
 const UNKNOWN_DEVICE: &str = "org.freedesktop.NetworkManager.UnknownDevice";
+/// NM_MPTCP_FLAGS_DISABLED: endpoints of multipath TCP would get other numbers with each activation.
+const NO_MPTCP: u32 = 1;
 /// NM_DEVICE_STATE_ACTIVATED.
 const ACTIVATED: u32 = 100;
 
@@ -113,11 +115,30 @@ async fn prepare(kind: Kind) -> Result<(), ServiceError> {
         )
     };
     let uplink = format!(
-        "[connection]\nid=uplink\nuuid=2f3c8f5e-7a51-4b43-9d5c-1f1e5a6b7c8d\ntype=ethernet\ninterface-name={UPLINK}\n\n{addresses}"
+        "[connection]\nid=uplink\nuuid=2f3c8f5e-7a51-4b43-9d5c-1f1e5a6b7c8d\ntype=ethernet\ninterface-name={UPLINK}\nmptcp-flags={NO_MPTCP}\n\n{addresses}"
     );
     write("/etc/NetworkManager/system-connections/uplink.nmconnection", &uplink, 0o600)?;
+    // What the distribution runs on its own account when a connection comes: it would come and go between two snapshots.
+    remove_scripts(Path::new("/etc/NetworkManager/dispatcher.d"))?;
     without_udev()?;
     uplink::clear_wholly().await
+}
+
+fn remove_scripts(folder: &Path) -> Result<(), ServiceError> {
+    let removed = || -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if !path.is_dir() {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    };
+    match removed() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(ServiceError::File { action: "empty", path: folder.into(), source }),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Without a udev that answers network managers wait for one, unless /sys is read-only, as in a container.
@@ -148,9 +169,10 @@ async fn activated() -> zbus::Result<()> {
     }
 }
 
-/// Has it activate the uplink's profile again, as an administrator does: it asks for a lease again.
-pub(super) async fn activate(client: &Client, folder: &Path) -> Result<(), ServiceError> {
-    service::call(client, "/usr/bin/nmcli", &["connection", "up", "uplink"], "", folder).await
+/// Has it ask for the uplink's lease again: with another setting of DHCP, which is applied to the device alone.
+pub(super) async fn renew(client: &Client, folder: &Path) -> Result<(), ServiceError> {
+    let arguments = ["device", "modify", UPLINK, "ipv4.dhcp-send-hostname", "no"];
+    service::call(client, "/usr/bin/nmcli", &arguments, "", folder).await
 }
 
 /// Has it apply the uplink's profile anew, as an administrator does. It answers only who is in the client machine, where it can

@@ -2,6 +2,7 @@
 //! profiles, and which servers follow from all that (its D-Bus reference, interfaces NetworkManager, Device, Settings, DnsManager).
 
 use super::{DEVICE, NAME, PATH};
+use crate::profile::resolved::is_gone;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write as _,
@@ -72,17 +73,23 @@ pub struct Servers {
 impl Settings {
     /// Reads them. To be called inside the client. `None` if the service is not on the bus, or is about to leave it.
     pub(crate) async fn read(bus: &Connection) -> zbus::Result<Option<Self>> {
+        Self::read_as(bus, true).await
+    }
+
+    /// As [`Self::read`], without devices and profiles: few questions, so that the answer is not old when it is there.
+    pub(crate) async fn read_servers(bus: &Connection) -> zbus::Result<Option<Self>> {
+        Self::read_as(bus, false).await
+    }
+
+    async fn read_as(bus: &Connection, whole: bool) -> zbus::Result<Option<Self>> {
         if !DBusProxy::new(bus).await?.name_has_owner(NAME.try_into()?).await? {
             return Ok(None);
         }
-        use zbus::fdo::Error::{NameHasNoOwner, NoReply, ServiceUnknown, UnknownMethod, UnknownObject};
-        match Self::ask(bus).await {
+        use zbus::fdo::Error::{UnknownMethod, UnknownObject};
+        match Self::ask(bus, whole).await {
             // It ended meanwhile, or is not complete yet; what becomes of it is told by the bus.
             Err(zbus::Error::FDO(error))
-                if matches!(
-                    *error,
-                    NameHasNoOwner(_) | NoReply(_) | ServiceUnknown(_) | UnknownMethod(_) | UnknownObject(_)
-                ) =>
+                if is_gone(&error) || matches!(*error, UnknownMethod(_) | UnknownObject(_)) =>
             {
                 Ok(None)
             }
@@ -90,18 +97,21 @@ impl Settings {
         }
     }
 
-    async fn ask(bus: &Connection) -> zbus::Result<Self> {
+    async fn ask(bus: &Connection, whole: bool) -> zbus::Result<Self> {
         let manager = proxy(bus, PATH, NAME).await?;
         let dns = proxy(bus, DNS_MANAGER_PATH, DNS_MANAGER).await?;
         let mut settings = Settings { mode: dns.get_property("Mode").await?, ..Settings::default() };
+        let entries: Vec<HashMap<String, OwnedVariant>> = dns.get_property("Configuration").await?;
+        settings.servers = entries.into_iter().map(servers).collect();
         let switch: bool = manager.get_property("ConnectivityCheckEnabled").await?;
         settings.global.push(("ConnectivityCheckEnabled", switch.to_string()));
         let global: HashMap<String, OwnedVariant> = manager.get_property("GlobalDnsConfiguration").await?;
         settings.global.push(("GlobalDnsConfiguration", text_of(&section(global))));
         settings.global.push(("DnsMode", settings.mode.clone()));
         settings.global.push(("RcManager", dns.get_property("RcManager").await?));
-        let entries: Vec<HashMap<String, OwnedVariant>> = dns.get_property("Configuration").await?;
-        settings.servers = entries.into_iter().map(servers).collect();
+        if !whole {
+            return Ok(settings);
+        }
         let devices: Vec<OwnedObjectPath> = manager.get_property("Devices").await?;
         for device in devices {
             let device = proxy(bus, device.as_str(), DEVICE).await?;

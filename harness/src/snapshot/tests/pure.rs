@@ -116,3 +116,33 @@ fn the_same_line_twice_counts_twice() {
     let changes = compare(&one, &two, &Tolerance::default());
     assert_eq!(changes[0].summary, "processes: 1 left over: `uid 0 a`");
 }
+
+#[test]
+fn what_resolver_services_keep_is_a_difference_of_its_requirement() {
+    let nm = "global ConnectivityCheckEnabled true\nglobal GlobalDnsConfiguration \nservers link eth0 priority 100 192.168.1.1 domains \n\
+              applied eth0 ip4config.DnsPriority 100\nprofile /etc/x.nmconnection unsaved false flags 0\n";
+    let off = nm.replace("Enabled true", "Enabled false");
+    let global = nm.replace("Configuration \n", "Configuration domains {\"*\": ...}\n");
+    let applied = nm.replace("DnsPriority 100", "DnsPriority -1");
+    let profile = format!("{nm}profile /etc/wt0.nmconnection unsaved false flags 0\n");
+    let (one, two) = ("record eth0\n    | a\nrecord wt0\n    | b\n", "record wt0\n    | b\nrecord eth0\n    | a\n");
+    for (topic, before, after, requirement) in [
+        ("network-manager", nm, off.as_str(), "NMG-3"),
+        ("network-manager", nm, &global, "NMG-2"),
+        ("network-manager", nm, &applied, "NMG-2"),
+        ("network-manager", nm, &profile, "NMG-2"),
+        ("network-manager", nm, "absent\n", "NMG-3"),
+        ("resolvconf", "record eth0\n    | a\n", one, "RCF-2"),
+        ("resolvconf", one, two, "RCF-2"),
+        ("bus-names", "org.freedesktop.DBus\n", "net.example.Vpn\norg.freedesktop.DBus\n", "RST-1"),
+        ("forwarder", "forward 192.168.1.1\n", "forward 10.64.0.1\n", "RST-1"),
+    ] {
+        let found = compare(&snapshot(&[(topic, before)]), &snapshot(&[(topic, after)]), &Tolerance::default());
+        assert!(
+            found.iter().any(|found| found.requirement == requirement && found.class == "X05"),
+            "{after}: {found:?}"
+        );
+        let same = compare(&snapshot(&[(topic, before)]), &snapshot(&[(topic, before)]), &Tolerance::default());
+        assert!(same.is_empty(), "{same:?}");
+    }
+}
