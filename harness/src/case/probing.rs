@@ -13,7 +13,7 @@ use crate::{
     },
     history::{Cause, Event, PlannedProbe},
     judge::approved,
-    probe::{How, Identity, Kind, Present, catalogue},
+    probe::{Binding, How, Identity, Kind, Present, catalogue},
     scenario::Profile,
     snapshot,
     testbed::plan::*,
@@ -155,7 +155,12 @@ impl Engine {
                     server.port() == 53
                         && (approved.tunnel.contains(&address) || approved.lan.iter().any(|lan| lan.address == address))
                 };
-                kind.how == How::System || kind.server().is_some_and(is_approved)
+                match kind.how {
+                    How::System => true,
+                    How::Udp(server, Binding::Free) | How::Tcp(server, Binding::Free) => is_approved(server),
+                    How::LinkLocal => is_approved(SocketAddr::new(LAN_LINK_LOCAL.into(), 53)),
+                    _ => false,
+                }
             }
             None | Some(State::Disconnected) if self.patch.lockdown != Some(true) => {
                 // Old flows are not opened again.
