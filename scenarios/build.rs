@@ -7,7 +7,6 @@ fn main() {
     let mut ids = Vec::new();
     collect(Path::new(&root), Path::new(&root), &mut ids);
     ids.sort();
-    let _ = require_scenarios; // TEMP
     let mut code = String::from("/// Every scenario: id and text, by id.\npub const SCENARIOS: &[(&str, &str)] = &[\n");
     for id in ids {
         writeln!(code, "    ({id:?}, include_str!({:?})),", format!("{root}/{id}.toml")).expect("writing to a string");
@@ -15,36 +14,6 @@ fn main() {
     code.push_str("];\n");
     let out = env::var("OUT_DIR").expect("cargo sets it");
     fs::write(Path::new(&out).join("scenarios.rs"), code).expect("the build folder is writable");
-}
-
-/// A requirement of Linux that no scenario names fails the build.
-fn require_scenarios(root: &Path, ids: &[String]) {
-    let read = |path: &str| {
-        let path = root.join(path);
-        println!("cargo::rerun-if-changed={}", path.display());
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("failed to read {}: {error}", path.display()))
-    };
-    let suite: Vec<String> = ids.iter().map(|id| read(&format!("{id}.toml"))).collect();
-    // The list of ids in one line is what rustfmt is to code: the suite's tests see to it.
-    let named = |id: &str| {
-        let quoted = format!("\"{id}\"");
-        suite.iter().any(|text| text.lines().any(|line| line.starts_with("requirements = [") && line.contains(&quoted)))
-    };
-    let requirements = read("requirements.toml");
-    let missing: Vec<&str> = requirements
-        .split("[[requirement]]")
-        .skip(1)
-        .filter(|entry| {
-            let platforms = entry.lines().find(|line| line.starts_with("on = "));
-            platforms.is_none_or(|line| line.contains("\"linux\""))
-        })
-        .filter_map(|entry| entry.lines().find_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"')))
-        .filter(|id| !named(id))
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "no scenario names {missing:?}: a requirement is checked, or is not in requirements.toml"
-    );
 }
 
 /// Scenarios lie in folders by area; the files beside this one are not scenarios.

@@ -14,22 +14,36 @@ use watertight::{
 };
 use watertight_leaky::DEFECTS;
 
-#[test]
-fn every_requirement_of_linux_is_checked_on_every_profile_that_it_applies_to() {
-    let coverage = Coverage::of(&suite().expect("the suite loads"));
-    let unchecked: Vec<String> =
-        coverage.unchecked().into_iter().map(|(requirement, profile)| format!("{requirement} on {profile}")).collect();
-    assert!(unchecked.is_empty(), "no scenario checks\n{}", unchecked.join("\n"));
-    assert!(coverage.applicable() > 300, "{} pairs of a requirement and a profile", coverage.applicable());
-}
+/// What no scenario checks yet on a profile that it applies to; docs/limitations.md says so.
+const NOT_YET: [&str; 1] = ["FLU-1"];
+/// Profiles on which one is not checked yet, although it is on others.
+const NOT_YET_ON: [(&str, &[&str]); 3] = [
+    ("SEL-5", &["systemd-resolved-uplink", "systemd-networkd", "network-manager-resolved"]),
+    ("RSD-4", &["network-manager-resolved"]),
+    ("RST-4", &["network-manager", "network-manager-dnsmasq", "network-manager-resolved"]),
+];
 
-// The check that breaks the build reads lists that are one line each.
 #[test]
-fn the_requirements_of_a_scenario_are_one_line() {
-    for (id, text) in watertight_scenarios::SCENARIOS {
-        let lists = text.lines().filter(|line| line.starts_with("requirements = [") && line.ends_with(']')).count();
-        assert_eq!(lists, 1, "{id}: one line begins with `requirements = [` and ends with `]`");
+fn every_requirement_of_linux_is_checked_on_every_profile_that_it_applies_to_but_for_those_known() {
+    let coverage = Coverage::of(&suite().expect("the suite loads"));
+    let known = |requirement: &str, profile: &str| {
+        NOT_YET.contains(&requirement)
+            || NOT_YET_ON.iter().any(|(id, profiles)| *id == requirement && profiles.contains(&profile))
+    };
+    let unchecked: BTreeSet<(String, String)> = coverage
+        .unchecked()
+        .into_iter()
+        .map(|(requirement, profile)| (requirement.to_owned(), profile.to_string()))
+        .collect();
+    let unknown: Vec<_> = unchecked.iter().filter(|(requirement, profile)| !known(requirement, profile)).collect();
+    assert!(unknown.is_empty(), "no scenario checks {unknown:?}");
+    for (requirement, profiles) in NOT_YET_ON {
+        for profile in profiles {
+            let pair = (requirement.to_owned(), (*profile).to_owned());
+            assert!(unchecked.contains(&pair), "{requirement} is checked on {profile} by now: take it off the list");
+        }
     }
+    assert!(coverage.applicable() > 600, "{} pairs of a requirement and a profile", coverage.applicable());
 }
 
 #[test]
