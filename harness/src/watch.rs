@@ -1,8 +1,8 @@
 //! Watches the client's configuration: every nftables generation, every route, rule, address and link change, every
 //! version of the resolver file goes into the history as the kernel tells of it.
 //!
-//! All of it runs on one thread inside the client, so that events keep the order in which the kernel queued them for it.
-//! It decides nothing.
+//! What the kernel tells is noticed on one thread inside the client, so that events keep the order in which it queued them;
+//! resolver services are listened to on another. It decides nothing.
 
 mod bus;
 mod forwarder;
@@ -96,7 +96,7 @@ impl Changes {
 /// Running watchers; they stop with the node.
 #[derive(Debug)]
 pub struct Watch {
-    _node: Node,
+    _nodes: [Node; 2],
     versions: watch::Receiver<Version>,
     changes: watch::Receiver<Changes>,
     tamper: mpsc::UnboundedSender<Tampering>,
@@ -106,16 +106,19 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening.
-    /// Where the profile has a system bus or a forwarder, they are watched too.
+    /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening. Where the profile has a
+    /// system bus or a forwarder, they are watched too, on a thread of their own, `services`: they have much to tell, and what the
+    /// kernel tells is not to be noticed late.
     pub async fn start(
         node: Node,
+        services: Node,
         recorder: Recorder,
         resolver_file: PathBuf,
         profile: Profile,
     ) -> Result<Self, WatchError> {
         let (tamper, tamperings) = mpsc::unbounded_channel();
         let (counted, changes) = watch::channel(Changes::default());
+        let (for_services, of_services) = (counted.clone(), recorder.clone());
         let (listening, stopped) = oneshot::channel();
         let (tell_asked, asked) = watch::channel(Vec::new());
         let versions = node
@@ -124,17 +127,22 @@ impl Watch {
                 let (tell, versions) = watch::channel(file.version()?);
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
                 start_network(recorder.clone(), counted.clone()).await?;
-                if profile.has_bus() {
-                    bus::start(profile, recorder.clone(), counted.clone(), tell_asked, stopped).await?;
-                }
-                if let Some(which) = profile.forwarder() {
-                    forwarder::start(which, recorder.clone(), counted.clone()).await?;
-                }
                 tokio::task::spawn_local(file.follow(recorder, tell, counted, tamperings));
                 Ok::<_, WatchError>(versions)
             })
             .await??;
-        Ok(Self { _node: node, versions, changes, tamper, bus: Some(listening), asked })
+        services
+            .run(move || async move {
+                if profile.has_bus() {
+                    bus::start(profile, of_services.clone(), for_services.clone(), tell_asked, stopped).await?;
+                }
+                match profile.forwarder() {
+                    Some(which) => forwarder::start(which, of_services, for_services).await,
+                    None => Ok(()),
+                }
+            })
+            .await??;
+        Ok(Self { _nodes: [node, services], versions, changes, tamper, bus: Some(listening), asked })
     }
 
     /// Changes the resolver file as an outsider would; gives back the version that the outsider left.

@@ -181,7 +181,8 @@ impl Engine {
             None => None,
         };
         let lan = start_agent_beside(&topology.router).await?;
-        let watch = Watch::start(client.node("watch").await?, recorder.clone(), RESOLV_CONF.into(), profile).await?;
+        let (node, services_node) = (client.node("watch").await?, client.node("watch-services").await?);
+        let watch = Watch::start(node, services_node, recorder.clone(), RESOLV_CONF.into(), profile).await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
         ignore_pids.extend(services.pids());
         if let Some(user) = &user {

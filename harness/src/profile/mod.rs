@@ -78,6 +78,8 @@ impl Profile {
             ],
             // Leases, with the times at which they end.
             Profile::DhcpClient => &["/var/lib/dhcp", dhclient::PID_FILE],
+            // It follows the resolver file, which is a topic of its own.
+            Profile::SystemdResolvedForeign => &["/run/systemd/resolve/resolv.conf"],
             // The state of every link that the kernel has, and leases.
             Profile::SystemdNetworkd => &["/run/systemd/netif"],
             _ => &[],

@@ -62,6 +62,15 @@ pub struct Snapshot {
     pub topics: BTreeMap<String, String>,
 }
 
+impl Snapshot {
+    /// Leaves out what systemd-resolved has from a resolver file that is not its own.
+    pub(crate) fn forget_what_follows_the_resolver_file(&mut self) {
+        let Some(text) = self.topics.get_mut("systemd-resolved") else { return };
+        let follows = |line: &&str| ["global DNS ", "global Domains "].iter().any(|start| line.starts_with(start));
+        *text = text.lines().filter(|line| !follows(line)).map(|line| format!("{line}\n")).collect();
+    }
+}
+
 /// What of the machine a snapshot covers, and from where it is seen.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
