@@ -17,10 +17,9 @@ use watertight_leaky::DEFECTS;
 /// What no scenario checks yet on a profile that it applies to; docs/limitations.md says so.
 const NOT_YET: [&str; 1] = ["FLU-1"];
 /// Profiles on which one is not checked yet, although it is on others.
-const NOT_YET_ON: [(&str, &[&str]); 6] = [
+const NOT_YET_ON: [(&str, &[&str]); 5] = [
     ("SEL-5", &["systemd-resolved-uplink", "systemd-networkd", "network-manager-resolved"]),
     ("RSD-4", &["network-manager-resolved"]),
-    ("FWL-4", &["systemd-networkd"]),
     ("FWL-10", &["systemd-resolved-uplink"]),
     ("RTE-2", &["systemd-resolved-uplink"]),
     ("RST-4", &["network-manager", "network-manager-dhcp", "network-manager-dnsmasq", "network-manager-resolved"]),
