@@ -3,6 +3,7 @@
 //! Absence of evidence is never a pass: a `PASS` needs all five conditions of [`Accounting`], and no finding. The policy is
 //! written from the requirements and shares no code with any firewall.
 
+mod cache;
 mod effective;
 mod evidence;
 mod expected;
@@ -60,6 +61,7 @@ pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     findings.extend(order::findings(recording, &timeline));
     findings.extend(restore::findings(recording));
     findings.extend(services::findings(recording, &timeline));
+    findings.extend(cache::findings(recording, &timeline));
     let accounting = evidence::account(recording, &timeline);
     // What was not seen is only known where the evidence is complete.
     let unmet = expected::findings(recording, &timeline);

@@ -44,6 +44,8 @@ pub enum How {
     System,
     /// The same, for a single label that the search list completes.
     Search,
+    /// The same, for one name in all windows, which a cache may keep.
+    Kept,
     /// A datagram.
     Udp(SocketAddr, Binding),
     /// A connection.
@@ -146,6 +148,7 @@ pub fn catalogue(present: &Present, relay_port: u16) -> Vec<Kind> {
             continue;
         }
         add("system".into(), who, How::System);
+        add("kept".into(), who, How::Kept);
         if present.search {
             add("search".into(), who, How::Search);
         }
@@ -229,7 +232,7 @@ impl Kind {
     /// The server asked directly, if there is one.
     pub fn server(&self) -> Option<SocketAddr> {
         match &self.how {
-            How::System | How::Search => None,
+            How::System | How::Search | How::Kept => None,
             How::LinkLocal => Some(SocketAddr::new(LAN_LINK_LOCAL.into(), 53)),
             How::Udp(server, _)
             | How::Tcp(server, _)
@@ -246,6 +249,7 @@ impl Kind {
         let server = |server: &SocketAddr| server.to_string();
         match &self.how {
             How::System => format!("getaddrinfo as {}", self.who),
+            How::Kept => format!("getaddrinfo for a name that was asked before as {}", self.who),
             How::Search => format!("getaddrinfo for a single label as {}", self.who),
             How::Udp(to, binding) => format!("UDP to {} as {}{}", server(to), self.who, binding.words()),
             How::Tcp(to, binding) => format!("TCP to {} as {}{}", server(to), self.who, binding.words()),
@@ -271,7 +275,19 @@ impl Kind {
 
     /// The zone that its names are in.
     pub fn zone(&self) -> &'static str {
-        if self.how == How::Search { SEARCH_DOMAIN } else { PROBE_ZONE }
+        match self.how {
+            How::Search => SEARCH_DOMAIN,
+            How::Kept => KEPT_ZONE,
+            _ => PROBE_ZONE,
+        }
+    }
+
+    /// The name that it asks for in a window of a case.
+    pub fn name(&self, tag: &str, window: usize) -> String {
+        match self.how {
+            How::Kept => format!("{tag}-{}.{}", self.id, self.zone()),
+            _ => format!("{tag}-{window}-{}.{}", self.id, self.zone()),
+        }
     }
 
     /// The attempt itself.
@@ -285,7 +301,7 @@ impl Kind {
             (Binding::Tunnel, _) => Bind::Device(CLIENT_TUNNEL.into()),
         };
         let via = match &self.how {
-            How::System | How::Search => Via::GetAddrInfo { family: Family::Any },
+            How::System | How::Search | How::Kept => Via::GetAddrInfo { family: Family::Any },
             How::Udp(server, binding) => {
                 Via::Udp { server: Endpoint::from(*server), bind: bind(*binding, *server), mark: None }
             }

@@ -14,8 +14,6 @@ use watertight::{
 };
 use watertight_leaky::DEFECTS;
 
-/// What no scenario checks yet on a profile that it applies to; docs/limitations.md says so.
-const NOT_YET: [&str; 1] = ["FLU-1"];
 /// Profiles on which one is not checked yet, although it is on others.
 const NOT_YET_ON: [(&str, &[&str]); 5] = [
     ("SEL-5", &["systemd-resolved-uplink", "systemd-networkd", "network-manager-resolved"]),
@@ -29,8 +27,7 @@ const NOT_YET_ON: [(&str, &[&str]); 5] = [
 fn every_requirement_of_linux_is_checked_on_every_profile_that_it_applies_to_but_for_those_known() {
     let coverage = Coverage::of(&suite().expect("the suite loads"));
     let known = |requirement: &str, profile: &str| {
-        NOT_YET.contains(&requirement)
-            || NOT_YET_ON.iter().any(|(id, profiles)| *id == requirement && profiles.contains(&profile))
+        NOT_YET_ON.iter().any(|(id, profiles)| *id == requirement && profiles.contains(&profile))
     };
     let unchecked: BTreeSet<(String, String)> = coverage
         .unchecked()

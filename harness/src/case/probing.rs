@@ -101,7 +101,7 @@ impl Engine {
             .map(|kind| PlannedProbe {
                 id: format!("{window}-{}", kind.id),
                 kind: kind.id.clone(),
-                name: format!("{tag}-{window}-{}.{}", kind.id, kind.zone()),
+                name: kind.name(&tag, window),
                 target: kind.target(),
             })
             .collect();
@@ -156,7 +156,7 @@ impl Engine {
                         && (approved.tunnel.contains(&address) || approved.lan.iter().any(|lan| lan.address == address))
                 };
                 match kind.how {
-                    How::System => true,
+                    How::System | How::Search | How::Kept => true,
                     How::Udp(server, Binding::Free) | How::Tcp(server, Binding::Free) => is_approved(server),
                     How::LinkLocal => is_approved(SocketAddr::new(LAN_LINK_LOCAL.into(), 53)),
                     _ => false,

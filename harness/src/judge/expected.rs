@@ -49,28 +49,7 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         notes.push(format!("{count} frames permitted and listed: {rule:?}"));
     }
     let steps = &recording.header.definition.steps;
-    let identities: BTreeSet<Identity> = recording
-        .records
-        .iter()
-        .filter_map(|record| match &record.event {
-            Event::Identities { identities } => Some(identities.iter().copied()),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    let present = Present {
-        user: true,
-        guest: true,
-        search: true,
-        tunnel: true,
-        identities: identities.into_iter().collect(),
-        forwarder: recording.header.axes.profile.answers_locally(),
-    };
-    let kinds: BTreeMap<String, Kind> = [crate::testbed::plan::RELAY_PORT, 53]
-        .into_iter()
-        .flat_map(|port| probe::catalogue(&present, port))
-        .map(|kind| (kind.id.clone(), kind))
-        .collect();
+    let kinds = kinds(recording);
     let mut planned: BTreeMap<&str, &str> = BTreeMap::new();
     let mut baseline: BTreeMap<&str, bool> = BTreeMap::new();
     let mut slow: BTreeMap<String, (u64, String)> = BTreeMap::new();
@@ -97,7 +76,7 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                     // What an outsider left is restored, whether or not it works.
                     .filter(|_| {
                         let not_its_doing = edited || services::is_away(recording, at);
-                        let by_system = matches!(definition.how, How::System | How::Search);
+                        let by_system = matches!(definition.how, How::System | How::Search | How::Kept);
                         !(not_its_doing && policy.mode == Mode::Open && by_system)
                     });
                 if let Some((requirement, why)) = &must
@@ -229,6 +208,32 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
     Unmet { certain: merge(certain), by_absence: merge(found), notes }
 }
 
+/// Every kind of probe that the case may have, by id.
+pub(super) fn kinds(recording: &Recording) -> BTreeMap<String, Kind> {
+    let identities: BTreeSet<Identity> = recording
+        .records
+        .iter()
+        .filter_map(|record| match &record.event {
+            Event::Identities { identities } => Some(identities.iter().copied()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let present = Present {
+        user: true,
+        guest: true,
+        search: true,
+        tunnel: true,
+        identities: identities.into_iter().collect(),
+        forwarder: recording.header.axes.profile.answers_locally(),
+    };
+    [crate::testbed::plan::RELAY_PORT, 53]
+        .into_iter()
+        .flat_map(|port| probe::catalogue(&present, port))
+        .map(|kind| (kind.id.clone(), kind))
+        .collect()
+}
+
 /// The requirement that says that an error state must be reached: where a failure of DNS is brought about, that of its method.
 fn asked_for<'a>(recording: &Recording, at: usize, requirement: &'a str) -> &'a str {
     if requirement != "TRN-5" {
@@ -310,7 +315,7 @@ fn merge(found: Vec<Finding>) -> Vec<Finding> {
 }
 
 /// The policy, if only one can hold at this time and the subject is there to keep it.
-fn the_one_policy(interval: &Interval, t: u64) -> Option<&Policy> {
+pub(super) fn the_one_policy(interval: &Interval, t: u64) -> Option<&Policy> {
     let mut policies = interval.policies_at(t);
     policies.dedup();
     match policies.as_slice() {
@@ -339,7 +344,7 @@ fn must_answer(
             let approved = approved(settings);
             let requirement = policy.requirement();
             match &kind.how {
-                How::System | How::Search if kind.who != probe::Who::Guest => {
+                How::System | How::Search | How::Kept if kind.who != probe::Who::Guest => {
                     Some(("DNS-7", "connected, the system resolver works through the approved servers".into()))
                 }
                 How::Udp(server, probe::Binding::Free) | How::Tcp(server, probe::Binding::Free)

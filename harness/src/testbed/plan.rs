@@ -93,3 +93,5 @@ pub const SEARCH_DOMAIN: &str = "home.test";
 
 /// The zone under which every probe's name lies.
 pub const PROBE_ZONE: &str = "probe.watertight.test";
+/// The zone of names that a cache may keep: answers have a time to live.
+pub const KEPT_ZONE: &str = "kept.probe.watertight.test";
