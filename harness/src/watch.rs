@@ -7,6 +7,7 @@
 mod bus;
 mod forwarder;
 mod nodes;
+mod priority;
 mod resolver_file;
 mod tamper;
 mod version;
@@ -123,6 +124,7 @@ impl Watch {
         let (tell_asked, asked) = watch::channel(Vec::new());
         let versions = node
             .run(move || async move {
+                priority::be_prompt();
                 let file = ResolverFile::open(resolver_file)?;
                 let (tell, versions) = watch::channel(file.version()?);
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;

@@ -123,7 +123,9 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
             Ok(CasePlan { scenario: id, definition, axes, subject: subject.clone(), folder, nonce, replay, sabotage })
         })
         .collect::<miette::Result<_>>()?;
-    let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    // A case waits for others half of its time.
+    let jobs =
+        arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| 2 * count.get()));
     let started = std::time::Instant::now();
     let smoke = smoke_before(&subject, &bundle)?;
     let live = Live::new(&plans);

@@ -8,7 +8,9 @@ use hickory_proto::{
 };
 use proptest::prelude::*;
 
-use super::{Arp, Decoded, Fragment, LinkType, Transport, decode, dns_message, dns_over_tcp, is_wireguard, names_in};
+use super::{
+    Arp, Decoded, Fragment, LinkType, Streams, Transport, decode, dns_message, dns_over_tcp, is_wireguard, names_in,
+};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 50);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
@@ -403,5 +405,52 @@ proptest! {
         prop_assert_eq!(decoded.dns.expect("DNS").questions, vec![(name.to_lowercase(), kind)]);
         prop_assert!(names_in(&frame, &labels[0]));
         prop_assert!(names_in(&frame, &name));
+    }
+}
+
+/// The frames of a TCP stream whose segments these are.
+fn segments(parts: &[&[u8]]) -> Vec<Vec<u8>> {
+    let mut seq = u32::MAX - 3;
+    let mut frames = Vec::new();
+    for part in parts {
+        let mut segment = tcp(40000, 53, 0x18, part);
+        segment[4..8].copy_from_slice(&seq.to_be_bytes());
+        seq = seq.wrapping_add(part.len() as u32);
+        frames.push(ipv4(6, &segment));
+    }
+    frames
+}
+
+#[test]
+fn a_query_in_several_segments_is_found_with_the_one_that_completes_its_question() {
+    let message = query("split.probe.test", RecordType::A);
+    let whole = [&(message.len() as u16).to_be_bytes()[..], &message].concat();
+    for size in [1, 2, 3, 13, 14, whole.len() - 5] {
+        let parts: Vec<&[u8]> = whole.chunks(size).collect();
+        let mut streams = Streams::default();
+        let mut found = Vec::new();
+        for frame in segments(&parts) {
+            let decoded = decode(&frame, LinkType::Raw);
+            assert_eq!(decoded.dns, None, "in one segment of {size} bytes");
+            // Twice: a segment that is sent again adds nothing.
+            found.extend(streams.completes(&frame, &decoded));
+            found.extend(streams.completes(&frame, &decoded));
+        }
+        assert_eq!(found.len(), 1, "segments of {size} bytes");
+        assert_eq!(found[0].questions[0].0, "split.probe.test");
+    }
+}
+
+#[test]
+fn what_is_no_beginning_of_a_message_is_not_waited_for() {
+    let message = query("split.probe.test", RecordType::A);
+    let whole = [&(message.len() as u16).to_be_bytes()[..], &message].concat();
+    // A TLS record, a length of nothing, and a stream whose middle is missing.
+    let (first, last) = whole.split_at(20);
+    for parts in [vec![&[0x16, 3, 1, 2, 0][..], &whole], vec![&[0, 0], &whole], vec![first, &last[9..]]] {
+        let mut streams = Streams::default();
+        for frame in segments(&parts) {
+            assert_eq!(streams.completes(&frame, &decode(&frame, LinkType::Raw)), None);
+        }
     }
 }

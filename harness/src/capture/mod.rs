@@ -30,6 +30,7 @@ mod reader;
 mod ring;
 mod sender;
 mod socket;
+mod streams;
 mod watch;
 mod xdp;
 
@@ -46,6 +47,7 @@ pub use pcapng::{CaptureFile, FileStatistics, PcapngWriter, annotate, read};
 pub use reader::{Capture, CaptureStats, Sink};
 pub use ring::{Ring, RingConfig};
 pub use sender::{MarkerPath, MarkerSender};
+pub use streams::Streams;
 pub use watch::{MarkerWatch, SeenMarker};
 
 #[cfg(test)]

@@ -41,7 +41,10 @@ impl Engine {
                 return Ok(true);
             }
             ServiceChange::Restart | ServiceChange::Start => {
-                let started = self.services.restart(profile, &self.client, node, folder).await?;
+                let started = match change {
+                    ServiceChange::Start => self.services.start_resolved(&self.client, node, folder).await?,
+                    _ => self.services.restart(profile, &self.client, node, folder).await?,
+                };
                 self.scope.ignore_pids.push(started.pid);
                 self.recorder.record(Event::ServiceStarted(started));
                 if change == ServiceChange::Start {

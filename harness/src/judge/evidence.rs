@@ -160,12 +160,12 @@ fn system_has_servers(recording: &Recording, kind: &str) -> bool {
     use crate::scenario::Original;
     let original = recording.header.axes.original;
     match kind {
-        "system-root" | "system-user"
+        "system-root" | "system-user" | "kept-root" | "kept-user"
             if matches!(original, Original::Empty | Original::Missing | Original::Dangling | Original::Crlf) =>
         {
             false
         }
-        "system-user" if original == Original::Mode0640 => false,
+        "system-user" | "kept-user" if original == Original::Mode0640 => false,
         _ => true,
     }
 }

@@ -351,8 +351,14 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effe
                 .step
                 .and_then(|index| steps.get(index))
                 .is_some_and(|step| matches!(step, Step::Configure(_) | Step::Connect(State::Connected)));
-        let was_connected =
-            states(recording).iter().any(|(at, _, state)| *at < version.at && *state == State::Connected);
+        // In this connection: before it the original was there.
+        let was_connected = states(recording)
+            .iter()
+            .rev()
+            .filter(|(at, _, _)| *at < version.at)
+            .map(|(_, _, state)| *state)
+            .take_while(|state| matches!(state, State::Connecting | State::Connected))
+            .any(|state| state == State::Connected);
         let Some(settings) = settings_at(recording, version.at) else { continue };
         let old = recording.records[..version.at]
             .iter()

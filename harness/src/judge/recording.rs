@@ -1,7 +1,7 @@
 //! A case's folder, read: history, captures with their frames decoded and put into intervals, snapshots.
 
 use crate::{
-    capture::{self, Decoded, Marker, MarkerKind as WireKind, decode},
+    capture::{self, Decoded, Marker, MarkerKind as WireKind, Streams, decode},
     history::{self, CaseHeader, Event, FORMAT, MarkerKind, Record},
     snapshot::Snapshot,
 };
@@ -143,6 +143,7 @@ fn read_link(path: &Path, nonce: u64) -> LinkFrames {
     };
     let mut link = LinkFrames::default();
     let mut after_barrier = 0;
+    let mut streams = Streams::default();
     for frame in file.frames {
         let marker = Marker::decode(&frame.bytes, file.link_type, nonce);
         match marker {
@@ -155,7 +156,10 @@ fn read_link(path: &Path, nonce: u64) -> LinkFrames {
             }
             None => {}
         }
-        let decoded = decode(&frame.bytes, file.link_type);
+        let mut decoded = decode(&frame.bytes, file.link_type);
+        if let Some(message) = streams.completes(&frame.bytes, &decoded) {
+            decoded.dns = Some(message);
+        }
         link.frames.push(SeenFrame {
             sequence: frame.sequence,
             t: frame.timestamp_ns,

@@ -223,14 +223,29 @@ impl Services {
         node: &Node,
         folder: &Path,
     ) -> Result<Started, ServiceError> {
-        let name = if profile.has_network_manager() { network_manager::PROGRAM } else { "systemd-resolved" };
-        if let Some(service) = self.take(name) {
-            service.stop().await?;
-        }
         let service = match profile.network_manager() {
-            Some(kind) => network_manager::run(kind, client, node, folder).await?,
-            None => resolved::start_alone(client, node, folder).await?,
+            Some(kind) => {
+                if let Some(service) = self.take(network_manager::PROGRAM) {
+                    service.stop().await?;
+                }
+                network_manager::run(kind, client, node, folder).await?
+            }
+            None => {
+                self.stop_resolved().await?;
+                resolved::start_alone(client, node, folder).await?
+            }
         };
+        Ok(self.keep(service))
+    }
+
+    /// Starts the systemd-resolved that was ended; gives back the new process's record.
+    pub async fn start_resolved(
+        &mut self,
+        client: &Client,
+        node: &Node,
+        folder: &Path,
+    ) -> Result<Started, ServiceError> {
+        let service = resolved::start_alone(client, node, folder).await?;
         Ok(self.keep(service))
     }
 
@@ -280,6 +295,9 @@ impl Services {
         servers: &'static [Ipv4Addr],
         folder: &Path,
     ) -> Result<(), ServiceError> {
+        if profile.has_network_manager() {
+            return network_manager::tell_uplink(profile.has_lease(), client, servers, folder).await;
+        }
         match profile.manager() {
             Manager::SystemdResolved => {
                 let told = node.run(move || async move { resolved::tell_uplink(servers).await }).await?;

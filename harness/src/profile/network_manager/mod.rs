@@ -16,7 +16,7 @@ use crate::{
 };
 use futures::StreamExt;
 use nix::mount::{MsFlags, mount};
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
 use zbus::{
     MatchRule, MessageStream,
     message::Type,
@@ -179,6 +179,21 @@ pub(super) async fn renew(client: &Client, folder: &Path) -> Result<(), ServiceE
 /// see who that is.
 pub(super) async fn reapply(client: &Client, folder: &Path) -> Result<(), ServiceError> {
     service::call(client, "/usr/bin/nmcli", &["device", "reapply", UPLINK], "", folder).await
+}
+
+/// Gives the uplink other servers, or those of its profile again: on the device alone, no profile is written.
+pub(super) async fn tell_uplink(
+    leased: bool,
+    client: &Client,
+    servers: &[Ipv4Addr],
+    folder: &Path,
+) -> Result<(), ServiceError> {
+    let theirs = leased && servers == super::UPLINK_SERVERS;
+    let list = servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let (list, ignore) = if theirs { (String::new(), "no") } else { (list, if leased { "yes" } else { "no" }) };
+    // What router advertisements say stays: another setting of IPv6 would take its addresses away for a while.
+    let arguments = ["device", "modify", UPLINK, "ipv4.dns", &list, "ipv4.ignore-auto-dns", ignore];
+    service::call(client, "/usr/bin/nmcli", &arguments, "", folder).await
 }
 
 async fn state(bus: &zbus::Connection) -> zbus::Result<Option<u32>> {
