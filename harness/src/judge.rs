@@ -10,6 +10,7 @@ mod expected;
 mod explain;
 #[cfg(test)]
 mod explain_tests;
+mod held;
 mod link_control;
 mod order;
 mod policy;
@@ -62,6 +63,7 @@ pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     findings.extend(restore::findings(recording));
     findings.extend(services::findings(recording, &timeline));
     findings.extend(cache::findings(recording, &timeline));
+    findings.extend(held::findings(recording, &timeline));
     let accounting = evidence::account(recording, &timeline);
     // What was not seen is only known where the evidence is complete.
     let unmet = expected::findings(recording, &timeline);

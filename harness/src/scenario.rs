@@ -140,6 +140,9 @@ pub struct TestbedOptions {
     /// The local network has a domain, which the client's original configuration searches.
     #[serde(default)]
     pub search_domain: bool,
+    /// NetworkManager has something to check its connectivity with, and does; on its profiles only.
+    #[serde(default)]
+    pub connectivity_check: bool,
 }
 
 /// One step. Exactly one key a step.

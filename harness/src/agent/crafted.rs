@@ -25,6 +25,11 @@ use std::{
     os::fd::AsRawFd,
 };
 
+/// Ports that no program takes by itself: those that are given out begin at 1024 (dnsmasq(8), `min-port`; ip(7),
+/// `ip_local_port_range`). A frame on a packet socket passes by the kernel's table of connections and its answer does not: a flow
+/// that later happens to come from the same port would be taken for an answer to the answer.
+const UNUSED_PORTS: std::ops::RangeInclusive<u16> = 600..=800;
+
 /// One attempt with a frame of our own.
 pub(super) fn probe_packet(
     trial: &mut Trial,
@@ -103,19 +108,28 @@ struct Reserved {
 }
 
 impl Reserved {
+    /// With a port of [`UNUSED_PORTS`] that is free, where `source` has none.
     fn new(source: SocketAddr) -> Result<Self, String> {
-        let socket = sockets::open(Domain::for_address(source), Type::DGRAM, Protocol::UDP)?;
-        match socket.bind(&SockAddr::from(source)) {
-            Ok(()) => {
-                let source = sockets::local(&socket).unwrap_or(source);
-                Ok(Self { source, socket: Some(socket) })
+        let first = match source.port() {
+            0 => rand::random_range(UNUSED_PORTS),
+            given => given,
+        };
+        let others = UNUSED_PORTS.filter(|port| source.port() == 0 && *port != first);
+        for port in std::iter::once(first).chain(others) {
+            let source = SocketAddr::new(source.ip(), port);
+            let socket = sockets::open(Domain::for_address(source), Type::DGRAM, Protocol::UDP)?;
+            match socket.bind(&SockAddr::from(source)) {
+                Ok(()) => return Ok(Self { source, socket: Some(socket) }),
+                Err(error) => match error.raw_os_error() {
+                    // A foreign address: nothing can be reserved there.
+                    Some(libc::EADDRNOTAVAIL) => return Ok(Self { source, socket: None }),
+                    Some(libc::EADDRINUSE) => {}
+                    _ => return Err(format!("bind to {source}: {error}")),
+                },
             }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE)) => {
-                let port = if source.port() == 0 { rand::random_range(49_152..=65_535) } else { source.port() };
-                Ok(Self { source: SocketAddr::new(source.ip(), port), socket: None })
-            }
-            Err(error) => Err(format!("bind to {source}: {error}")),
         }
+        // Whoever has it gets the answer.
+        Ok(Self { source: SocketAddr::new(source.ip(), first), socket: None })
     }
 
     fn await_answer(self, trial: &Trial, server: SocketAddr, question: &Question) -> Outcome {

@@ -166,9 +166,17 @@ impl Engine {
                 .await?;
         markers.add_tunnel(far.clone());
         machine::prepare(&topology.client, profile, plan.axes.original).await?;
+        let checks = plan.definition.testbed.connectivity_check;
+        if checks {
+            topology.client.run(move || async move { machine::connectivity_check(profile) }).await??;
+        }
         let services = Services::start(profile, &client, &topology.client, &plan.folder, &recorder).await?;
         if plan.definition.testbed.search_domain {
             topology.client.run(move || async move { machine::search_domain(profile).await }).await??;
+        }
+
+        if checks {
+            services.wait_until_online(&topology.client, &plan.folder).await?;
         }
 
         let root = start_agent(&client, None).await?;

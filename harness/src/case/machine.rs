@@ -81,6 +81,22 @@ pub(super) async fn search_domain(profile: Profile) -> Result<(), CaseError> {
     }
 }
 
+/// Gives NetworkManager something to check its connectivity with. To be called inside the client, before its services run.
+pub(super) fn connectivity_check(profile: Profile) -> Result<(), CaseError> {
+    const FOLDER: &str = "/etc/NetworkManager/conf.d";
+    let failed = |source: io::Error| CaseError::File { action: "configure the connectivity check".into(), source };
+    if !profile.has_network_manager() {
+        return Err(failed(io::Error::other(format!("nobody does it on {profile}; leave the profile out"))));
+    }
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{LAN_V4} {ONLINE}\n{LAN_ULA} {ONLINE}\n");
+    // Once: the interval is longer than any case.
+    let check = format!("[connectivity]\nuri=http://{ONLINE}/\ninterval=3600\n");
+    fs::create_dir_all(FOLDER)
+        .and_then(|()| replace(Path::new("/etc/hosts"), hosts.as_bytes(), 0o644))
+        .and_then(|()| replace(&Path::new(FOLDER).join("connectivity.conf"), check.as_bytes(), 0o644))
+        .map_err(failed)
+}
+
 fn link(target: &str) -> io::Result<()> {
     let path = Path::new(RESOLV_CONF);
     remove(path)?;

@@ -13,7 +13,7 @@ use crate::{
     },
     history::{Cause, Event, PlannedProbe},
     judge::approved,
-    probe::{Binding, How, Identity, Kind, Present, catalogue},
+    probe::{Binding, How, Identity, Kind, Present, Who, catalogue},
     scenario::Profile,
     snapshot,
     testbed::plan::*,
@@ -148,6 +148,8 @@ impl Engine {
         let known = self.known.borrow();
         let running = self.subject.is_some() && !known.ended && !self.frozen;
         match known.state {
+            // That a machine behind the client can work meanwhile is not required.
+            Some(State::Connected) if kind.who == Who::Guest => false,
             Some(State::Connected) if running && !self.far.relay.is_silent() => {
                 let approved = approved(&self.settings());
                 let is_approved = |server: SocketAddr| {

@@ -226,7 +226,7 @@ impl Engine {
         let state = self.known.borrow().state;
         self.recorder.record(Event::TimedOut {
             what: format!(
-                "the state {target}; it is {}{}",
+                "the state {target} (it is {}{})",
                 state.map_or("unknown".into(), |state| state.to_string()),
                 if self.known.borrow().ended { ", and the subject's process has ended" } else { "" }
             ),

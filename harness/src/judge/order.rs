@@ -122,7 +122,11 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
         let restored = versions
             .iter()
             .find(|version| version.at > last_own.at && version.at < until && !is_approved(&version.content, settings));
-        let Some(restored) = restored else { continue };
+        // A forwarder tells nobody when it is told: it is asked after something else has changed, be it the firewall that opens.
+        let noticed_late = |version: &&Effective<'_>| {
+            version.cause == "service" && recording.header.axes.profile.forwarder().is_some()
+        };
+        let Some(restored) = restored.filter(|version| !noticed_late(version)) else { continue };
         let Some(restored_at) = restored.changed.or(Some(restored.record.t)) else { continue };
         let blocking = Policy::of(State::Disconnecting, Some(settings));
         let first = timeline
@@ -389,8 +393,10 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effe
             && !is_approved(&version.content, settings)
             && !old
         {
+            // Where the file is a service's, it is the connection that has a gap.
+            let by_client = matches!(recording.header.axes.profile.manager(), Manager::Nobody);
             let finding = finding(
-                "STA-4",
+                if by_client { "STA-4" } else { "TRN-4" },
                 "T10",
                 Verdict::Failed,
                 interval.label(steps, version.record.t),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     history::Event,
-    scenario::{Expected, Fault, Profile, ServiceChange, Step},
+    scenario::{Expected, Fault, Manager, Profile, ServiceChange, Step},
     snapshot::{self, Occasion, Tolerance},
     testbed::plan::{LAN_SECOND_V4, LAN_ULA},
     watch::nameservers,
@@ -174,6 +174,11 @@ impl Comparison<'_> {
         self.compare()
             .into_iter()
             .filter(|difference| !without.contains(&difference.topic.as_str()))
+            // Who writes the file stamps it, and that is not the subject.
+            .filter(|difference| {
+                let manager = self.recording.header.axes.profile.manager();
+                difference.requirement != "RST-7" || !matches!(manager, Manager::NetworkManager | Manager::Resolvconf)
+            })
             .map(|difference| {
                 let (requirement, class) = self.requirement(&difference);
                 self.finding(
@@ -194,10 +199,13 @@ impl Comparison<'_> {
         let of_file = matches!(difference.topic.as_str(), "resolv.conf" | "etc");
         match self.recording.header.axes.profile {
             // After a crash too, says the requirement.
-            Profile::NetworkManager if of_connectivity => ("NMG-3", "X05"),
+            profile if profile.has_network_manager() && of_connectivity => ("NMG-3", "X05"),
             Profile::Openresolv | Profile::DebianResolvconf if self.broken && of_file => ("RCF-3", difference.class),
             _ if self.killed => (difference.requirement, difference.class),
-            Profile::NetworkManager if matches!(difference.class, "X05") || difference.diff.contains(PROFILES) => {
+            profile
+                if profile.manager() == Manager::NetworkManager
+                    && (difference.class == "X05" || difference.diff.contains(PROFILES)) =>
+            {
                 ("NMG-2", difference.class)
             }
             Profile::Openresolv | Profile::DebianResolvconf if difference.class == "X05" => ("RCF-2", "X05"),
@@ -256,7 +264,9 @@ impl Comparison<'_> {
     fn method_not_effective(&self, file: &Finding) -> Option<Finding> {
         let interface = &self.settings?.tunnel.interface;
         let (requirement, what) = match self.recording.header.axes.profile {
-            Profile::NetworkManager => ("NMG-1", "NetworkManager to exclude all other servers"),
+            profile if profile.manager() == Manager::NetworkManager => {
+                ("NMG-1", "NetworkManager to exclude all other servers")
+            }
             Profile::Openresolv => ("RCF-1", "an exclusive record with openresolv"),
             Profile::DebianResolvconf => ("RCF-1", "an order of records that leaves no other server in the file"),
             // Told a service that programs do not ask.
@@ -348,6 +358,12 @@ impl Comparison<'_> {
             return Some(self.finding(requirement, "R06", Verdict::Failed, summary, content.into()));
         }
         let wanted = wanted(settings);
+        // unbound asks whom it finds the quickest, not the first (unbound.conf(5), `forward-addr`).
+        let by_unbound = self.recording.header.axes.profile == Profile::Unbound
+            && self.present.is_some_and(|file| nameservers(file) != servers);
+        if by_unbound {
+            return None;
+        }
         let places: Vec<Option<usize>> =
             servers.iter().map(|server| wanted.iter().position(|wanted| wanted == server)).collect();
         if places.windows(2).all(|pair| pair[0] <= pair[1]) {

@@ -3,13 +3,15 @@
 
 use super::{
     effective::{Effective, effective},
+    expected::the_one_policy,
     order::is_approved,
+    policy::Mode,
     recording::Recording,
     timeline::{Life, Timeline},
     verdict::{Finding, Verdict},
 };
 use crate::{
-    history::{Event, Record},
+    history::{Cause, Event, Record},
     scenario::{Fault, Profile, ServiceChange, Step},
     testbed::plan::UPLINK,
     watch::nameservers,
@@ -19,6 +21,9 @@ use watertight_protocol::{Settings, State};
 
 /// What others wiped is applied again within this time (RSD-4, as STA-5), in nanoseconds.
 const CORRECTION: u64 = 1_000_000_000;
+
+/// The interface of systemd-resolved itself (org.freedesktop.resolve1(5)).
+const MANAGER: &str = "org.freedesktop.resolve1.Manager";
 
 /// What a service was set to, at one moment.
 struct View<'a> {
@@ -48,6 +53,43 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
     found.extend(others_changed(recording, timeline, &views));
     found.extend(others_told(recording, timeline));
     found.extend(not_flushed(recording, timeline));
+    found.extend(checks_while_blocked(recording, timeline));
+    found
+}
+
+/// NMG-3: in no window of a blocking state does NetworkManager check its connectivity, where it has something to check it with.
+fn checks_while_blocked(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
+    let steps = &recording.header.definition.steps;
+    let mut checks = false;
+    let mut found: Vec<Finding> = Vec::new();
+    for (at, record) in recording.records.iter().enumerate() {
+        match &record.event {
+            Event::Resolver { service, settings, .. } if service == "NetworkManager" => {
+                let has = |property: &str| settings.lines().any(|line| line == format!("global {property} true"));
+                checks = has("ConnectivityCheckAvailable") && has("ConnectivityCheckEnabled");
+            }
+            Event::Marker { cause: Cause::ProbesEnd, .. } if checks => {
+                let interval = timeline.at_record(at);
+                let blocks = the_one_policy(interval, record.t)
+                    .is_some_and(|policy| !matches!(policy.mode, Mode::Open | Mode::Connected));
+                let window = interval.label(steps, record.t);
+                if !blocks || found.iter().any(|known| known.window == window) {
+                    continue;
+                }
+                found.push(Finding {
+                    requirement: "NMG-3".into(),
+                    class: "X05".into(),
+                    verdict: Verdict::Failed,
+                    window,
+                    summary: "expected NetworkManager's connectivity check to be off while the network is blocked; ConnectivityCheckEnabled is true".into(),
+                    count: 1,
+                    evidence: None,
+                    detail: None,
+                });
+            }
+            _ => {}
+        }
+    }
     found
 }
 
@@ -240,25 +282,17 @@ fn uplink_is_told(recording: &Recording, at: usize) -> bool {
 }
 
 /// A call on the bus that changes a link's settings: not what asks, and not what failed.
-struct LinkCall<'a> {
-    record: &'a Record,
-    at: usize,
-    link: &'a str,
-    member: &'a str,
-    body: &'a str,
+pub(super) struct LinkCall<'a> {
+    pub(super) record: &'a Record,
+    pub(super) at: usize,
+    pub(super) link: &'a str,
+    pub(super) member: &'a str,
+    pub(super) body: &'a str,
 }
 
-fn link_calls(recording: &Recording) -> Vec<LinkCall<'_>> {
-    let refused: BTreeSet<(&str, u32)> = recording
-        .records
-        .iter()
-        .filter_map(|record| match &record.event {
-            Event::Bus { message, reply_to: Some(call), destination, .. } if message == "error" => {
-                Some((destination.as_str(), *call))
-            }
-            _ => None,
-        })
-        .collect();
+/// All of them.
+pub(super) fn link_calls(recording: &Recording) -> Vec<LinkCall<'_>> {
+    let refused = refused(recording);
     let mut calls = Vec::new();
     for (at, record) in recording.records.iter().enumerate() {
         if let Event::Bus { message, serial, sender, member, body, link: Some(link), service: None, .. } = &record.event
@@ -270,6 +304,17 @@ fn link_calls(recording: &Recording) -> Vec<LinkCall<'_>> {
         }
     }
     calls
+}
+
+/// Calls that were answered with an error: who sent them, and their numbers.
+fn refused(recording: &Recording) -> BTreeSet<(&str, u32)> {
+    let errors = recording.records.iter().filter_map(|record| match &record.event {
+        Event::Bus { message, reply_to: Some(call), destination, .. } if message == "error" => {
+            Some((destination.as_str(), *call))
+        }
+        _ => None,
+    });
+    errors.collect()
 }
 
 /// RSD-2: no other link is told anything else, not even for a moment that no look at its settings falls into.
@@ -319,6 +364,7 @@ fn not_flushed(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
     }
     let steps = &recording.header.definition.steps;
     let versions = effective(recording);
+    let (calls, refused) = (link_calls(recording), refused(recording));
     let mut begins: Vec<usize> = recording
         .records
         .iter()
@@ -347,8 +393,17 @@ fn not_flushed(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
         if !changes_servers || before == after || is_away(recording, during.end) {
             continue;
         }
-        let flushed = recording.records[during.clone()].iter().any(|record| {
-            matches!(&record.event, Event::Bus { message, member, .. } if message == "call" && member == "FlushCaches")
+        // What is flushed before anything is told comes back with the next question.
+        let told = calls.iter().map(|call| call.at).find(|at| during.contains(at)).unwrap_or(during.start);
+        let flushed = recording.records[told..during.end].iter().any(|record| {
+            matches!(
+                &record.event,
+                Event::Bus { message, member, interface, serial, sender, .. }
+                    if message == "call"
+                        && member == "FlushCaches"
+                        && interface == MANAGER
+                        && !refused.contains(&(sender.as_str(), *serial))
+            )
         });
         if !flushed {
             let record = &recording.records[during.start];

@@ -270,6 +270,11 @@ impl Services {
         asked.map(|()| None).map_err(|source| ServiceError::Bus { service: "systemd-networkd", source })
     }
 
+    /// Returns when NetworkManager has found the uplink online, by both families.
+    pub async fn wait_until_online(&self, node: &Node, folder: &Path) -> Result<(), ServiceError> {
+        network_manager::wait_until_online(node, folder).await
+    }
+
     /// Has NetworkManager apply the uplink's profile anew.
     pub async fn reapply(&self, client: &Client, folder: &Path) -> Result<(), ServiceError> {
         network_manager::reapply(client, folder).await
@@ -296,7 +301,7 @@ impl Services {
         folder: &Path,
     ) -> Result<(), ServiceError> {
         if profile.has_network_manager() {
-            return network_manager::tell_uplink(profile.has_lease(), client, servers, folder).await;
+            return network_manager::tell_uplink(profile.has_lease(), client, node, servers, folder).await;
         }
         match profile.manager() {
             Manager::SystemdResolved => {

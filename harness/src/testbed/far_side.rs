@@ -19,7 +19,9 @@ use watertight_resolvers::{
     advertiser::{self, Advertiser, AdvertiserConfig},
     api::{self, Api, ApiRecord},
     dhcp::{self, DhcpExchange},
-    generate_keypair, relay, resolver,
+    generate_keypair,
+    online::{self, Online},
+    relay, resolver,
     sink::{self, Sink},
 };
 
@@ -58,6 +60,7 @@ pub struct FarSide {
     dhcp: dhcp::v4::Dhcp,
     _dhcp6: dhcp::v6::Dhcp6,
     _advertiser: Option<Advertiser>,
+    _online: Online,
     acknowledged: watch::Receiver<u64>,
 }
 
@@ -153,6 +156,12 @@ impl FarSide {
             .run(|| async { sink::start(&[any(LAN_SINK_V4.into(), 53)], false).await })
             .await?
             .map_err(failed("sink"))?;
+
+        let online = topology
+            .router
+            .run(|| async { online::start(&[any(LAN_V4.into(), 80), any(LAN_ULA.into(), 80)]).await })
+            .await?
+            .map_err(failed("web server"))?;
 
         let (relay_private, relay_public) = generate_keypair();
         let (client_private, client_public) = generate_keypair();
@@ -250,6 +259,7 @@ impl FarSide {
             dhcp,
             _dhcp6: dhcp6,
             _advertiser: advertiser,
+            _online: online,
             acknowledged,
         })
     }

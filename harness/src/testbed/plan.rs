@@ -91,6 +91,9 @@ pub const GUEST_LINK: &str = "vguest0";
 /// The domain of the local network, where a scenario has it one.
 pub const SEARCH_DOMAIN: &str = "home.test";
 
+/// The name of the web server on the LAN that says whether a machine is online. The client has it in its hosts file.
+pub const ONLINE: &str = "online.home.test";
+
 /// The zone under which every probe's name lies.
 pub const PROBE_ZONE: &str = "probe.watertight.test";
 /// The zone of names that a cache may keep: answers have a time to live.

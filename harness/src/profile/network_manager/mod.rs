@@ -16,7 +16,7 @@ use crate::{
 };
 use futures::StreamExt;
 use nix::mount::{MsFlags, mount};
-use std::{fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use zbus::{
     MatchRule, MessageStream,
     message::Type,
@@ -34,6 +34,10 @@ const UNKNOWN_DEVICE: &str = "org.freedesktop.NetworkManager.UnknownDevice";
 const NO_MPTCP: u32 = 1;
 /// NM_DEVICE_STATE_ACTIVATED.
 const ACTIVATED: u32 = 100;
+/// NM_CONNECTIVITY_FULL.
+const FULL: u32 = 4;
+/// How long what it does of itself may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which resolver it uses (NetworkManager.conf(5), `dns=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,12 +159,33 @@ pub(super) fn without_udev() -> Result<(), ServiceError> {
 async fn activated() -> zbus::Result<()> {
     let bus = resolved::connect().await?;
     resolved::wait_for_name(&bus, NAME).await?;
+    signals_until(async || Ok(state(&bus).await? == Some(ACTIVATED))).await
+}
+
+/// Returns when it has found the uplink online, by both families.
+pub(super) async fn wait_until_online(node: &Node, folder: &Path) -> Result<(), ServiceError> {
+    let online = || async {
+        let bus = resolved::connect().await?;
+        signals_until(async || {
+            let Some(device) = uplink_device(&bus).await? else { return Ok(false) };
+            let proxy = proxy(&bus, device, DEVICE).await?;
+            let (v4, v6): (u32, u32) =
+                (proxy.get_property("Ip4Connectivity").await?, proxy.get_property("Ip6Connectivity").await?);
+            Ok([v4, v6] == [FULL, FULL])
+        })
+        .await
+    };
+    await_within(node, online, folder, "find the uplink online").await
+}
+
+/// Waits for its signals until something holds.
+async fn signals_until(mut holds: impl AsyncFnMut() -> zbus::Result<bool>) -> zbus::Result<()> {
     let rule = MatchRule::builder().msg_type(Type::Signal).path_namespace(PATH).build()?;
     // A connection of their own: signals that nobody reads hold up the answers behind them.
     let listening = resolved::connect().await?;
     let mut signals = MessageStream::for_match_rule(rule, &listening, None).await?;
     loop {
-        if state(&bus).await? == Some(ACTIVATED) {
+        if holds().await? {
             return Ok(());
         }
         if signals.next().await.is_none() {
@@ -185,7 +210,8 @@ pub(super) async fn reapply(client: &Client, folder: &Path) -> Result<(), Servic
 pub(super) async fn tell_uplink(
     leased: bool,
     client: &Client,
-    servers: &[Ipv4Addr],
+    node: &Node,
+    servers: &'static [Ipv4Addr],
     folder: &Path,
 ) -> Result<(), ServiceError> {
     let theirs = leased && servers == super::UPLINK_SERVERS;
@@ -193,20 +219,58 @@ pub(super) async fn tell_uplink(
     let (list, ignore) = if theirs { (String::new(), "no") } else { (list, if leased { "yes" } else { "no" }) };
     // What router advertisements say stays: another setting of IPv6 would take its addresses away for a while.
     let arguments = ["device", "modify", UPLINK, "ipv4.dns", &list, "ipv4.ignore-auto-dns", ignore];
-    service::call(client, "/usr/bin/nmcli", &arguments, "", folder).await
+    service::call(client, "/usr/bin/nmcli", &arguments, "", folder).await?;
+    let told = || async {
+        let bus = resolved::connect().await?;
+        signals_until(async || {
+            // On the device: with a global configuration the connections' servers are not among those that are used.
+            let settings = Settings::read(&bus).await?.unwrap_or_default();
+            let has = settings.given_to(UPLINK);
+            Ok(servers.iter().all(|server| has.contains(&format!("\"{server}\""))))
+        })
+        .await
+    };
+    await_within(node, told, folder, "take the uplink's servers").await
+}
+
+/// Waits for something of it, within a bound.
+async fn await_within<F>(
+    node: &Node,
+    what: impl FnOnce() -> F + Send + 'static,
+    folder: &Path,
+    does: &str,
+) -> Result<(), ServiceError>
+where
+    F: Future<Output = zbus::Result<()>>,
+{
+    let failed = |reason: String| ServiceError::NotReady { name: PROGRAM.into(), reason, log: folder.into() };
+    match node.run(move || async move { tokio::time::timeout(PATIENCE, what()).await }).await? {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(failed(format!("it was not seen to {does}: {error}"))),
+        Err(_) => Err(failed(format!("it was not seen to {does} within {} s", PATIENCE.as_secs()))),
+    }
 }
 
 async fn state(bus: &zbus::Connection) -> zbus::Result<Option<u32>> {
-    let proxy = |path: String, interface: &'static str| async move {
-        zbus::proxy::Builder::new(bus)
-            .destination(NAME)
-            .path(path)
-            .interface(interface)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await
-    };
-    let manager: Proxy<'_> = proxy(PATH.into(), NAME).await?;
+    match uplink_device(bus).await? {
+        Some(device) => proxy(bus, device, DEVICE).await?.get_property("State").await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn proxy(bus: &zbus::Connection, path: String, interface: &'static str) -> zbus::Result<Proxy<'static>> {
+    zbus::proxy::Builder::new(bus)
+        .destination(NAME)
+        .path(path)
+        .interface(interface)
+        .cache_properties(CacheProperties::No)
+        .build()
+        .await
+}
+
+/// The uplink's device, if it is there already.
+async fn uplink_device(bus: &zbus::Connection) -> zbus::Result<Option<String>> {
+    let manager = proxy(bus, PATH.into(), NAME).await?;
     let device: OwnedObjectPath = match manager.call("GetDeviceByIpIface", &UPLINK).await {
         Ok(device) => device,
         Err(zbus::Error::MethodError(name, ..)) if name.as_str() == UNKNOWN_DEVICE => return Ok(None),
@@ -214,5 +278,5 @@ async fn state(bus: &zbus::Connection) -> zbus::Result<Option<u32>> {
         Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::UnknownMethod(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
-    proxy(device.to_string(), DEVICE).await?.get_property("State").await.map(Some)
+    Ok(Some(device.to_string()))
 }

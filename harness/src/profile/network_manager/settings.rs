@@ -105,6 +105,13 @@ impl Settings {
         settings.servers = entries.into_iter().map(servers).collect();
         let switch: bool = manager.get_property("ConnectivityCheckEnabled").await?;
         settings.global.push(("ConnectivityCheckEnabled", switch.to_string()));
+        for switch in ["NetworkingEnabled", "WirelessEnabled", "WwanEnabled"] {
+            settings.global.push((switch, manager.get_property::<bool>(switch).await?.to_string()));
+        }
+        let checkpoints: Vec<OwnedObjectPath> = manager.get_property("Checkpoints").await?;
+        settings.global.push(("Checkpoints", checkpoints.len().to_string()));
+        let available: bool = manager.get_property("ConnectivityCheckAvailable").await?;
+        settings.global.push(("ConnectivityCheckAvailable", available.to_string()));
         let global: HashMap<String, OwnedVariant> = manager.get_property("GlobalDnsConfiguration").await?;
         settings.global.push(("GlobalDnsConfiguration", text_of(&section(global))));
         settings.global.push(("DnsMode", settings.mode.clone()));
@@ -144,6 +151,12 @@ impl Settings {
             }
         }
         asked
+    }
+
+    /// What is in force on a device of IPv4 servers, as text.
+    pub(super) fn given_to(&self, interface: &str) -> &str {
+        let found = self.applied.get(interface).and_then(|sections| sections.get("ip4config")?.get("NameserverData"));
+        found.map_or("", String::as_str)
     }
 
     /// Where a resolver of its own answers on this machine.
@@ -194,6 +207,8 @@ async fn applied(bus: &Connection, device: &Proxy<'_>) -> zbus::Result<Option<(S
         return Ok(None);
     }
     let mut sections = Sections::new();
+    let autoconnects: bool = device.get_property("Autoconnect").await?;
+    sections.entry("device".to_owned()).or_default().insert("Autoconnect".to_owned(), autoconnects.to_string());
     for (property, interface, keys) in CONFIGURATIONS {
         let path: OwnedObjectPath = device.get_property(property).await?;
         if path.as_str() == "/" {
