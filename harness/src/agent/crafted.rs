@@ -121,8 +121,8 @@ impl Reserved {
             match socket.bind(&SockAddr::from(source)) {
                 Ok(()) => return Ok(Self { source, socket: Some(socket) }),
                 Err(error) => match error.raw_os_error() {
-                    // A foreign address: nothing can be reserved there.
-                    Some(libc::EADDRNOTAVAIL) => return Ok(Self { source, socket: None }),
+                    // A foreign address, or a user who may not: nothing can be reserved. What is wrong shows when the packet is sent.
+                    Some(libc::EADDRNOTAVAIL | libc::EACCES) => return Ok(Self { source, socket: None }),
                     Some(libc::EADDRINUSE) => {}
                     _ => return Err(format!("bind to {source}: {error}")),
                 },
