@@ -17,7 +17,6 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use watertight_protocol::Capability;
 
 pub(crate) use engine::inner_pid;
 pub use machine::{STATE_DIR, prepare as prepare_client};
@@ -44,13 +43,6 @@ pub struct CasePlan {
     /// Damage done to the evidence on purpose, by the harness's own tests.
     #[serde(default)]
     pub sabotage: Option<Sabotage>,
-}
-
-impl CasePlan {
-    /// Capabilities without which this case is unsupported.
-    pub fn needs(&self) -> Vec<Capability> {
-        self.definition.needs_of(&self.axes)
-    }
 }
 
 /// Ways in which evidence goes missing; each must end in `INCONCLUSIVE`.

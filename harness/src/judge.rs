@@ -29,7 +29,6 @@ pub use verdict::{Accounting, CaseVerdict, Condition, Evidence, Finding, Require
 
 use crate::{capture, history::Event, spec::Level};
 use std::{collections::BTreeMap, io, path::Path};
-use watertight_protocol::Capability;
 
 /// How strictly is judged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -86,19 +85,11 @@ fn missing_software(recording: &Recording) -> Option<String> {
 
 /// Capabilities that the scenario needs and the subject does not claim.
 fn missing_capabilities(recording: &Recording) -> Option<String> {
-    let has = recording.records.iter().find_map(|record| match &record.event {
-        Event::Initialized { capabilities, .. } => Some(capabilities),
+    let (capabilities, dns_methods) = recording.records.iter().find_map(|record| match &record.event {
+        Event::Initialized { capabilities, dns_methods, .. } => Some((capabilities, dns_methods)),
         _ => None,
     })?;
-    let missing: Vec<String> = recording
-        .header
-        .definition
-        .needs_of(&recording.header.axes)
-        .iter()
-        .map(Capability::to_string)
-        .filter(|need| !has.contains(need))
-        .collect();
-    (!missing.is_empty()).then(|| format!("the subject does not claim {}", missing.join(", ")))
+    recording.header.definition.lacking(&recording.header.axes, capabilities, dns_methods)
 }
 
 /// Writes `verdict.json` into the case's folder.

@@ -79,6 +79,18 @@ impl Scenario {
         needs.extend(axes.needs().into_iter().filter(|need| !self.needs.contains(need)));
         needs
     }
+
+    /// What of it a subject lacks that says this of itself, in words. `None` if it can be tested.
+    pub fn lacking(&self, axes: &Axes, capabilities: &[String], dns_methods: &[String]) -> Option<String> {
+        let needs = self.needs_of(axes);
+        let missing: Vec<String> =
+            needs.iter().map(Capability::to_string).filter(|need| !capabilities.contains(need)).collect();
+        if !missing.is_empty() {
+            return Some(format!("the subject does not claim {}", missing.join(", ")));
+        }
+        let method = self.settings.dns_method.as_ref().filter(|method| *method != "auto")?;
+        (!dns_methods.contains(method)).then(|| format!("the subject does not offer the DNS method {method}"))
+    }
 }
 
 impl SettingsPatch {
@@ -304,6 +316,10 @@ pub enum ServiceChange {
     Stop,
     /// Is started, with what it has kept.
     Start,
+    /// Does not answer any more (SIGSTOP).
+    Freeze,
+    /// Goes on (SIGCONT).
+    Thaw,
     /// Fails when it is given a record (resolvconf).
     Break,
     /// Works again.

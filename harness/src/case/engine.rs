@@ -287,8 +287,8 @@ impl Engine {
     /// Whether the subject has the capabilities that the scenario needs; the judge draws the conclusion.
     fn has_all_needs(&self) -> bool {
         let Some(initialized) = &self.initialized else { return false };
-        let has: Vec<Capability> = initialized.known_capabilities().collect();
-        self.plan.needs().iter().all(|need| has.contains(need))
+        let (capabilities, methods) = (&initialized.capabilities, &initialized.dns_methods);
+        self.plan.definition.lacking(&self.plan.axes, capabilities, methods).is_none()
     }
 
     /// Ends the subject if it still runs; afterwards everything must be as before.

@@ -24,6 +24,7 @@ impl Engine {
         // A scenario that is broken off has not put it right itself.
         match change {
             ServiceChange::Stop => self.unmended.push(ServiceChange::Start),
+            ServiceChange::Freeze => self.unmended.push(ServiceChange::Thaw),
             ServiceChange::Break => self.unmended.push(ServiceChange::Mend),
             mended => self.unmended.retain(|due| *due != mended),
         }
@@ -34,6 +35,10 @@ impl Engine {
             ServiceChange::Stop => {
                 self.services.stop_resolved().await?;
                 return Ok(self.service_is(&mut asked, "gone from the bus", |asked| asked.is_empty()).await);
+            }
+            ServiceChange::Freeze | ServiceChange::Thaw => {
+                self.services.freeze(profile, change == ServiceChange::Freeze)?;
+                return Ok(true);
             }
             ServiceChange::Break | ServiceChange::Mend => {
                 let broken = change == ServiceChange::Break;

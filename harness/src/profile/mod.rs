@@ -26,6 +26,7 @@ use crate::{
     scenario::{Manager, Profile},
     testbed::plan::{ISP_V4, LAN_V4},
 };
+use nix::sys::signal::{Signal, kill};
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
@@ -211,6 +212,10 @@ impl Services {
         }
         for service in &services.running {
             recorder.record(Event::ServiceStarted(service.started.clone()));
+            let own = profile.network_manager().and_then(|kind| network_manager::own_resolver(kind, service));
+            if let Some(started) = own {
+                recorder.record(Event::ServiceStarted(started));
+            }
         }
         Ok(services)
     }
@@ -319,6 +324,16 @@ impl Services {
                 log: folder.into(),
             }),
         }
+    }
+
+    /// Stops the profile's resolver service (NetworkManager, else systemd-resolved) where it is, or lets it go on.
+    pub fn freeze(&self, profile: Profile, frozen: bool) -> Result<(), ServiceError> {
+        let name = if profile.has_network_manager() { network_manager::PROGRAM } else { "systemd-resolved" };
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        let service = self.running.iter().find(|service| service.started.name == name);
+        let failed = |reason: String| ServiceError::NotReady { name: name.into(), reason, log: PathBuf::new() };
+        let service = service.ok_or_else(|| failed(format!("a client of the profile {profile} does not run it")))?;
+        kill(service.process.pid, signal).map_err(|errno| failed(format!("{signal} could not be sent: {errno}")))
     }
 
     /// Ends systemd-resolved in order.

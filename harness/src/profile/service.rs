@@ -102,6 +102,21 @@ pub(super) struct Program {
 }
 
 impl Service {
+    /// A program that this one has started itself, for the record. `None` if there is none of that name.
+    pub(super) fn child(&self, program: &'static str, package: &str, layer: &Layer) -> Option<Started> {
+        let pid = child_of(self.process.pid.as_raw(), program)?;
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = command_line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let command_line: Vec<String> = words.filter(|word| !word.is_empty()).collect();
+        Some(Started {
+            name: program.into(),
+            program: command_line.first()?.clone(),
+            version: version(package, layer),
+            pid: crate::case::inner_pid(pid)?,
+            command_line,
+        })
+    }
+
     /// Starts a daemon. Whether it is ready is for the caller to see.
     pub(super) async fn start(program: &Program, client: &Client, folder: &Path) -> Result<Self, ServiceError> {
         let logs = folder.join("services");
@@ -296,6 +311,18 @@ pub(super) async fn call(
 }
 
 /// A package's version: from the layer's list, or from the machine's own (dpkg).
+/// A process whose parent is this one, by the name of its program. Ids are this machine's.
+fn child_of(parent: i32, program: &str) -> Option<i32> {
+    let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(|pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let has = |field: &str, value: &str| {
+            status.lines().any(|line| line.strip_prefix(field).map(str::trim) == Some(value))
+        };
+        has("PPid:", &parent.to_string()) && has("Name:", program)
+    })
+}
+
 pub(super) fn version(package: &str, layer: &Layer) -> String {
     let kept = layer.contents().unwrap_or_default().into_iter().find(|kept| kept.name == package);
     kept.map(|kept| kept.version).or_else(|| installed(package)).unwrap_or_else(|| "unknown".into())

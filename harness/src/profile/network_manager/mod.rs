@@ -6,7 +6,7 @@ pub use settings::{Servers, Settings};
 
 use super::{
     resolved,
-    service::{self, Program, Service, ServiceError},
+    service::{self, Program, Service, ServiceError, Started},
     uplink,
 };
 use crate::{
@@ -63,6 +63,11 @@ pub(super) struct Kind {
 pub(super) async fn start(kind: Kind, client: &Client, node: &Node, folder: &Path) -> Result<Service, ServiceError> {
     node.run(move || async move { prepare(kind).await }).await??;
     run(kind, client, node, folder).await
+}
+
+/// The resolver that it has started itself, for the record.
+pub(super) fn own_resolver(kind: Kind, service: &Service) -> Option<Started> {
+    (kind.resolver == Resolver::Dnsmasq).then(|| service.child("dnsmasq", "dnsmasq-base", &NETWORK_MANAGER)).flatten()
 }
 
 /// Starts it again, with the configuration that it has.
