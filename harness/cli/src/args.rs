@@ -49,7 +49,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct Subject {
-    /// `reference`, `leaky:DEFECT`, or the path of an adapter.
+    /// `reference`, `leaky:DEFECT`, `sound:VARIANT`, or the path of an adapter.
     #[arg(long, default_value = "reference", value_name = "NAME|PATH")]
     pub subject: String,
     /// An argument for the adapter; may be repeated.
@@ -112,6 +112,7 @@ pub enum What {
     Probes,
     Subjects,
     Defects,
+    Variants,
 }
 
 /// The K-th of N parts.

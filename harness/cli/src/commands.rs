@@ -301,6 +301,7 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
         What::Subjects => {
             println!("{:<40} the reference VPN daemon", "reference");
             println!("{:<40} the reference with one defect; see `watertight list defects`", "leaky:DEFECT");
+            println!("{:<40} the reference in another right way; see `watertight list variants`", "sound:VARIANT");
             println!("{:<40} an adapter of your own", "PATH");
         }
         What::Defects => {
@@ -309,6 +310,11 @@ fn list(what: What, folder: Option<&Path>) -> miette::Result<ExitCode> {
                     "{:<36} {:<13} {:<7} {:<4} {}",
                     defect.name, defect.verdict, defect.requirement, defect.class, defect.summary
                 );
+            }
+        }
+        What::Variants => {
+            for variant in watertight_leaky::VARIANTS {
+                println!("{:<36} {:<20} {}", variant.name, variant.profile, variant.summary);
             }
         }
     }

@@ -7,9 +7,10 @@ use watertight::subject::SubjectCommand;
 pub fn run(name: &str, _rest: &[&str]) -> ExitCode {
     match name {
         "reference" => watertight_reference::main(),
-        leaky => match leaky.strip_prefix("leaky:") {
-            Some(defect) => watertight_leaky::main(defect),
-            None => ExitCode::from(64),
+        other => match other.split_once(':') {
+            Some(("leaky", defect)) => watertight_leaky::main(defect),
+            Some(("sound", variant)) => watertight_leaky::main_of_variant(variant),
+            _ => ExitCode::from(64),
         },
     }
 }
@@ -23,8 +24,16 @@ pub fn command(name: &str, arguments: &[String], environment: &[String]) -> Resu
             Err(_) => Err(format!("--subject-env {name}: no such variable in this environment")),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let included = name == "reference"
-        || name.strip_prefix("leaky:").is_some_and(|defect| watertight_leaky::defect(defect).is_some());
+    let included = match name.split_once(':') {
+        None => name == "reference",
+        Some(("leaky", defect)) if watertight_leaky::defect(defect).is_none() => {
+            return Err(format!("there is no defect '{defect}'; `watertight list defects` lists them"));
+        }
+        Some(("sound", variant)) if watertight_leaky::variant(variant).is_none() => {
+            return Err(format!("there is no variant '{variant}'; `watertight list variants` lists them"));
+        }
+        Some((kind, _)) => matches!(kind, "leaky" | "sound"),
+    };
     if included {
         let mut all = vec!["@subject".to_owned(), name.to_owned()];
         all.extend(arguments.iter().cloned());
@@ -35,12 +44,11 @@ pub fn command(name: &str, arguments: &[String], environment: &[String]) -> Resu
             environment: variables,
         });
     }
-    if let Some(defect) = name.strip_prefix("leaky:") {
-        return Err(format!("there is no defect '{defect}'; `watertight list defects` lists them"));
-    }
     let path = Path::new(name);
     let full = path.canonicalize().map_err(|error| {
-        format!("--subject {name}: {error}; give `reference`, `leaky:DEFECT`, or the path of an adapter")
+        format!(
+            "--subject {name}: {error}; give `reference`, `leaky:DEFECT`, `sound:VARIANT`, or the path of an adapter"
+        )
     })?;
     if !full.is_file() {
         return Err(format!("--subject {name}: not a file"));

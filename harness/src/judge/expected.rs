@@ -78,6 +78,13 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                         let not_its_doing = edited || services::is_away(recording, at);
                         let by_system = matches!(definition.how, How::System | How::Search | How::Kept);
                         !(not_its_doing && policy.mode == Mode::Open && by_system)
+                    })
+                    // A cache may remember for a while that a name could not be had (RFC 9520, section 3.2), which is not
+                    // blocking, as long as others can.
+                    .filter(|_| {
+                        policy.mode != Mode::Open
+                            || definition.how != How::Kept
+                            || !has_new_names(recording, interval, definition.who, &kinds)
                     });
                 if let Some((requirement, why)) = &must
                     && !answered
@@ -206,6 +213,25 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
         });
     }
     Unmet { certain: merge(certain), by_absence: merge(found), notes }
+}
+
+/// Whether somebody's system resolver finds names in this interval that nobody asked for before.
+fn has_new_names(recording: &Recording, interval: &Interval, who: probe::Who, kinds: &BTreeMap<String, Kind>) -> bool {
+    let records = || recording.records.get(interval.records.clone()).into_iter().flatten();
+    let planned = |id: &str| {
+        records().find_map(|record| match &record.event {
+            Event::Planned { probes } => {
+                probes.iter().find(|probe| probe.id == id).and_then(|probe| kinds.get(&probe.kind))
+            }
+            _ => None,
+        })
+    };
+    records().any(|record| match &record.event {
+        Event::Probe { id, attempt: Attempt { outcome: Outcome::Answered { .. }, .. } } => {
+            planned(id).is_some_and(|kind| kind.how == How::System && kind.who == who)
+        }
+        _ => false,
+    })
 }
 
 /// Every kind of probe that the case may have, by id.
