@@ -8,6 +8,7 @@ mod probing;
 mod routes;
 mod services;
 mod settings;
+mod shared_tables;
 mod steps;
 
 use crate::{
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 pub(crate) use engine::inner_pid;
 pub use machine::{STATE_DIR, prepare as prepare_client};
 pub use settings::settings;
+pub use shared_tables::SharedTables;
 
 /// Everything that a case's process needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,6 +107,7 @@ pub enum CaseError {
 }
 
 /// Runs a case in the calling process, which must be its PID 1 ([`crate::sandbox::isolate`]).
-pub async fn run(plan: CasePlan, isolation: Isolation) -> Result<(), CaseError> {
-    engine::Engine::run(plan, isolation).await
+/// `tables` were opened before that.
+pub async fn run(plan: CasePlan, isolation: Isolation, tables: SharedTables) -> Result<(), CaseError> {
+    engine::Engine::run(plan, isolation, tables).await
 }

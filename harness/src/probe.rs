@@ -3,6 +3,10 @@
 //! A kind has the same id in every window, so that what was seen to leave when nothing protected (the positive control)
 //! can be asked for by name. What must become of an attempt in a state is the judge's business.
 
+mod identities;
+
+pub(crate) use identities::identities_in;
+
 use crate::{
     agent::{
         Endpoint, MacAddress,
@@ -60,8 +64,8 @@ pub enum How {
     OldTcp(SocketAddr),
     /// A whole frame, below the output hook.
     Packet(SocketAddr),
-    /// A datagram with something that the ruleset names (SPL-1).
-    Imitating(SocketAddr, Identity),
+    /// A datagram or a connection with something that the ruleset names (SPL-1).
+    Imitating(Protocol, SocketAddr, Identity),
 }
 
 /// What a ruleset or routing rule may take for the daemon's own.
@@ -202,7 +206,12 @@ pub fn catalogue(present: &Present, relay_port: u16) -> Vec<Kind> {
                 add(format!("udp6-{server}-tunnel"), Who::Root, How::Udp(at(v6, 53), Binding::Tunnel));
             }
             for identity in &present.identities {
-                add(format!("{identity}-udp4-{server}"), Who::Root, How::Imitating(at(v4, 53), *identity));
+                for (family, address) in [("4", v4), ("6", v6)] {
+                    for (name, protocol) in [("udp", Protocol::Udp), ("tcp", Protocol::Tcp)] {
+                        let how = How::Imitating(protocol, at(address, 53), *identity);
+                        add(format!("{identity}-{name}{family}-{server}"), Who::Root, how);
+                    }
+                }
             }
         }
         if present.guest {
@@ -219,14 +228,14 @@ impl Kind {
     /// The kind whose baseline shows that this one would be seen: itself, but for what is not there at first: the tunnel,
     /// and what a ruleset names.
     pub fn control(&self) -> String {
-        match &self.how {
-            How::Imitating(server, _) | How::Udp(server, Binding::Tunnel) => {
-                let family = if server.is_ipv4() { 4 } else { 6 };
-                let named = SERVERS.iter().find(|(_, v4, v6)| [*v4, *v6].contains(&server.ip()));
-                format!("udp{family}-{}-{}", named.map_or("public", |(name, ..)| name), self.who)
-            }
-            _ => self.id.clone(),
-        }
+        let (protocol, server) = match &self.how {
+            How::Imitating(Protocol::Tcp, server, _) => ("tcp", server),
+            How::Imitating(Protocol::Udp, server, _) | How::Udp(server, Binding::Tunnel) => ("udp", server),
+            _ => return self.id.clone(),
+        };
+        let family = if server.is_ipv4() { 4 } else { 6 };
+        let named = SERVERS.iter().find(|(_, v4, v6)| [*v4, *v6].contains(&server.ip()));
+        format!("{protocol}{family}-{}-{}", named.map_or("public", |(name, ..)| name), self.who)
     }
 
     /// The server asked directly, if there is one.
@@ -240,7 +249,7 @@ impl Kind {
             | How::OldUdp(server)
             | How::OldTcp(server)
             | How::Packet(server)
-            | How::Imitating(server, _) => Some(*server),
+            | How::Imitating(_, server, _) => Some(*server),
         }
     }
 
@@ -258,9 +267,15 @@ impl Kind {
             How::OldUdp(to) => format!("UDP to {} on a socket connected before", server(to)),
             How::OldTcp(to) => format!("TCP to {} on a connection opened before", server(to)),
             How::Packet(to) => format!("UDP to {} by a packet socket", server(to)),
-            How::Imitating(to, Identity::Mark(mark)) => format!("UDP to {} with the mark {mark:#x}", server(to)),
-            How::Imitating(to, Identity::Uid(uid)) => format!("UDP to {} as user {uid}", server(to)),
-            How::Imitating(to, Identity::Gid(gid)) => format!("UDP to {} as group {gid}", server(to)),
+            How::Imitating(protocol, to, identity) => {
+                let protocol = if *protocol == Protocol::Tcp { "TCP" } else { "UDP" };
+                let what = match identity {
+                    Identity::Mark(mark) => format!("with the mark {mark:#x}"),
+                    Identity::Uid(uid) => format!("as user {uid}"),
+                    Identity::Gid(gid) => format!("as group {gid}"),
+                };
+                format!("{protocol} to {} {what}", server(to))
+            }
         }
     }
 
@@ -325,14 +340,18 @@ impl Kind {
                 destination: *server,
                 shape: Shape::Plain,
             },
-            How::Imitating(server, identity) => {
+            How::Imitating(protocol, server, identity) => {
                 let mark = if let Identity::Mark(mark) = identity { Some(*mark) } else { None };
-                Via::Udp { server: Endpoint::from(*server), bind: Bind::None, mark }
+                let server = Endpoint::from(*server);
+                match protocol {
+                    Protocol::Udp => Via::Udp { server, bind: Bind::None, mark },
+                    Protocol::Tcp => Via::Tcp { server, bind: Bind::None, mark, fast_open: false },
+                }
             }
         };
         let (as_uid, as_gid) = match &self.how {
-            How::Imitating(_, Identity::Uid(uid)) => (Some(*uid), None),
-            How::Imitating(_, Identity::Gid(gid)) => (None, Some(*gid)),
+            How::Imitating(_, _, Identity::Uid(uid)) => (Some(*uid), None),
+            How::Imitating(_, _, Identity::Gid(gid)) => (None, Some(*gid)),
             _ => (None, None),
         };
         let single_label = name.split('.').next().filter(|_| self.how == How::Search);
@@ -356,4 +375,32 @@ impl Binding {
 /// The LAN resolver's link-local address, on the uplink.
 fn link_local() -> Endpoint {
     format!("[{LAN_LINK_LOCAL}%{UPLINK}]:53").parse().expect("an endpoint with a scope")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_imitated_over_every_protocol_and_has_a_control_for_each() {
+        let kinds = catalogue(&Present { identities: vec![Identity::Mark(0x7a11)], ..Present::default() }, 51820);
+        let imitations: Vec<&Kind> = kinds.iter().filter(|kind| matches!(kind.how, How::Imitating(..))).collect();
+        let ways = |kinds: &[&Kind], server: &str| -> Vec<String> {
+            let id = |kind: &&Kind| kind.id.strip_prefix("mark-0x7a11-")?.strip_suffix(server).map(str::to_owned);
+            kinds.iter().filter_map(id).collect()
+        };
+        assert_eq!(ways(&imitations, "-lan-root"), ["udp4", "tcp4", "udp6", "tcp6"]);
+        assert_eq!(ways(&imitations, "-public-root"), ["udp4", "tcp4", "udp6", "tcp6"]);
+        for kind in imitations {
+            assert_eq!(kind.id, format!("mark-0x7a11-{}", kind.control()));
+            assert!(kinds.iter().any(|other| other.id == kind.control()));
+            let spec = kind.spec(&kind.id, "name.example", 1, 1);
+            let is_tcp = match spec.via {
+                Via::Tcp { mark: Some(0x7a11), .. } => true,
+                Via::Udp { mark: Some(0x7a11), .. } => false,
+                other => panic!("no way to imitate: {other:?}"),
+            };
+            assert_eq!(is_tcp, kind.id.contains("-tcp"));
+        }
+    }
 }

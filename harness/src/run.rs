@@ -4,7 +4,7 @@
 //! ends, the case ends with it. This module prints nothing; progress goes to an observer.
 
 use crate::{
-    case::{self, CasePlan},
+    case::{self, CasePlan, SharedTables},
     judge::{self, CaseVerdict, Options},
     sandbox::isolate,
 };
@@ -191,9 +191,10 @@ fn case_in_isolation() -> Result<(), Box<dyn std::error::Error>> {
     let lifeline = stdin.as_fd().try_clone_to_owned()?;
     drop(stdin);
     let plan: CasePlan = serde_json::from_slice(&line)?;
+    let tables = SharedTables::open();
     let isolation = isolate(lifeline)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = tokio::task::LocalSet::new().block_on(&runtime, case::run(plan, isolation));
+    let result = tokio::task::LocalSet::new().block_on(&runtime, case::run(plan, isolation, tables));
     result?;
     Ok(())
 }

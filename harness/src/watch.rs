@@ -1,8 +1,8 @@
 //! Watches the client's configuration: every nftables generation, every route, rule, address and link change, every
 //! version of the resolver file goes into the history as the kernel tells of it.
 //!
-//! What the kernel tells is noticed on one thread inside the client, so that events keep the order in which it queued them;
-//! resolver services are listened to on another. It decides nothing.
+//! What the kernel tells is noticed on one thread inside the client, so that events keep the order in which it queued them; what
+//! passes over the system bus on another; resolver services are asked on a third. It decides nothing.
 
 mod bus;
 mod forwarder;
@@ -23,7 +23,7 @@ use crate::{
 };
 use futures::StreamExt;
 use nlink::{Connection, Nftables, Route, RtnetlinkGroup, netlink::nftables::NftablesEvent};
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// A watcher that could not be started or went blind.
@@ -81,6 +81,8 @@ pub struct Changes {
     pub versions: u64,
     /// Changes of links, addresses, routes and rules.
     pub network: u64,
+    /// When the last of these was noticed, as the wall clock has it, in nanoseconds.
+    pub network_at: u64,
 }
 
 impl Changes {
@@ -98,6 +100,7 @@ impl Changes {
 #[derive(Debug)]
 pub struct Watch {
     _nodes: [Node; 2],
+    _bus_node: Arc<Node>,
     versions: watch::Receiver<Version>,
     changes: watch::Receiver<Changes>,
     tamper: mpsc::UnboundedSender<Tampering>,
@@ -108,11 +111,10 @@ pub struct Watch {
 
 impl Watch {
     /// Starts all watchers on `node`, a thread inside the client, and waits until each of them is listening. Where the profile has a
-    /// system bus or a forwarder, they are watched too, on a thread of their own, `services`: they have much to tell, and what the
-    /// kernel tells is not to be noticed late.
+    /// system bus or a forwarder, they are watched too, on threads of their own: `bus` notes the messages on it, and `services` asks
+    /// for settings. They have much to tell, and neither what the kernel tells nor what a message is may be noticed late.
     pub async fn start(
-        node: Node,
-        services: Node,
+        [node, bus, services]: [Node; 3],
         recorder: Recorder,
         resolver_file: PathBuf,
         profile: Profile,
@@ -133,10 +135,13 @@ impl Watch {
                 Ok::<_, WatchError>(versions)
             })
             .await??;
+        let bus_node = Arc::new(bus);
+        let prompt = Arc::clone(&bus_node);
         services
             .run(move || async move {
                 if profile.has_bus() {
-                    bus::start(profile, of_services.clone(), for_services.clone(), tell_asked, stopped).await?;
+                    let (recorder, changes) = (of_services.clone(), for_services.clone());
+                    bus::start(profile, &prompt, recorder, changes, tell_asked, stopped).await?;
                 }
                 match profile.forwarder() {
                     Some(which) => forwarder::start(which, of_services, for_services).await,
@@ -144,7 +149,15 @@ impl Watch {
                 }
             })
             .await??;
-        Ok(Self { _nodes: [node, services], versions, changes, tamper, bus: Some(listening), asked })
+        Ok(Self {
+            _nodes: [node, services],
+            _bus_node: bus_node,
+            versions,
+            changes,
+            tamper,
+            bus: Some(listening),
+            asked,
+        })
     }
 
     /// Changes the resolver file as an outsider would; gives back the version that the outsider left.
@@ -257,9 +270,12 @@ async fn start_network(recorder: Recorder, counted: watch::Sender<Changes>) -> R
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    let text = format!("{event:?}");
-                    recorder.record(Event::Network { change: text.chars().take(400).collect() });
-                    counted.send_modify(|changes| changes.network += 1);
+                    let (t, text) = (now(libc::CLOCK_REALTIME), format!("{event:?}"));
+                    recorder.record_at(t, Event::Network { change: text.chars().take(400).collect() });
+                    counted.send_modify(|changes| {
+                        changes.network += 1;
+                        changes.network_at = t;
+                    });
                 }
                 Err(error) => {
                     recorder.record(Event::Harness { problem: format!("network notifications were lost: {error}") });

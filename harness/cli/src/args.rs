@@ -76,7 +76,7 @@ pub struct Run {
     /// A folder with scenarios of your own, which are added to the suite; one with the id of the suite's takes its place.
     #[arg(long, value_name = "DIR")]
     pub scenarios: Option<PathBuf>,
-    /// Cases at a time. [default: twice the number of processors]
+    /// Cases at a time. [default: twice the number of processors, 16 at most]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     /// Only the K-th of N parts of the cases.

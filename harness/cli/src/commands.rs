@@ -7,6 +7,7 @@ use crate::{
     subjects, terminal,
 };
 use miette::{IntoDiagnostic, WrapErr, bail, miette};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -38,8 +39,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let result = match arguments.command {
         Command::Run(arguments) => run_scenarios(&arguments),
         Command::Judge(arguments) => judge(&arguments),
-        Command::List { what, scenarios } => list(what, scenarios.as_deref()),
-        Command::Explain { id } => explain(&id),
+        Command::List { what, scenarios } => {
+            end_with_the_reader();
+            list(what, scenarios.as_deref())
+        }
+        Command::Explain { id } => {
+            end_with_the_reader();
+            explain(&id)
+        }
         Command::Smoke(arguments) => smoke(&arguments),
         Command::Fetch { layers } => fetch(&layers),
         Command::Doctor => Ok(doctor::run()),
@@ -48,6 +55,21 @@ pub fn run(arguments: Arguments) -> ExitCode {
         eprintln!("{error:?}");
         ExitCode::from(64)
     })
+}
+
+/// Who reads a list may have read enough, as head(1) has: then there is nothing to say (signal(7), SIGPIPE).
+fn end_with_the_reader() {
+    // SAFETY: no handler is installed, and no other thread runs yet.
+    if let Err(errno) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
+        tracing::debug!("SIGPIPE: {errno}");
+    }
+}
+
+/// How many cases run at once: a case waits for others half of its time. With more than these many, the table of neighbours that
+/// all network namespaces of a machine share (1024 unless set otherwise, some 30 a case) would be full now and then.
+fn jobs() -> usize {
+    const MOST: usize = 16;
+    std::thread::available_parallelism().map_or(1, |count| (2 * count.get()).min(MOST))
 }
 
 fn suite(folder: Option<&Path>) -> miette::Result<BTreeMap<String, Scenario>> {
@@ -123,9 +145,7 @@ fn run_scenarios(arguments: &Run) -> miette::Result<ExitCode> {
             Ok(CasePlan { scenario: id, definition, axes, subject: subject.clone(), folder, nonce, replay, sabotage })
         })
         .collect::<miette::Result<_>>()?;
-    // A case waits for others half of its time.
-    let jobs =
-        arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| 2 * count.get()));
+    let jobs = arguments.jobs.unwrap_or_else(jobs);
     let started = std::time::Instant::now();
     let smoke = smoke_before(&subject, &bundle)?;
     let live = Live::new(&plans);

@@ -218,16 +218,21 @@ fn packets(
     udp.set_payload(&question.bytes);
     let packets = match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            udp.set_checksum(ipv4_checksum(&udp.to_immutable(), &from, &to));
+            udp.set_checksum(transmitted(ipv4_checksum(&udp.to_immutable(), &from, &to)));
             packets_v4(from, to, shape, &datagram, question.id)
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            udp.set_checksum(ipv6_checksum(&udp.to_immutable(), &from, &to));
+            udp.set_checksum(transmitted(ipv6_checksum(&udp.to_immutable(), &from, &to)));
             packets_v6(from, to, shape, &datagram, question.id)
         }
         _ => return Err(format!("build a packet from {source} to {destination}: different address families")),
     };
     packets.ok_or_else(too_long)
+}
+
+/// A checksum as it is sent: 0 would say that there is none, which receivers of IPv6 drop (RFC 768; RFC 8200, section 8.1).
+fn transmitted(checksum: u16) -> u16 {
+    if checksum == 0 { u16::MAX } else { checksum }
 }
 
 /// The first fragment ends inside the query: the second has no UDP header, and its offset is a multiple of 8.
@@ -305,5 +310,28 @@ fn packets_v6(from: Ipv6Addr, to: Ipv6Addr, shape: Shape, datagram: &[u8], id: u
                 one(FRAGMENT_HEADER, &fragment(FRAGMENT, false), second)?,
             ])
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_packet_says_that_it_has_no_checksum() {
+        let to: SocketAddr = "[2620:fe::fe]:53".parse().unwrap();
+        let source = |port| SocketAddr::new("2001:db8:1::50".parse().unwrap(), port);
+        let question = Question::new("a.probe.watertight.test", crate::agent::wire::Qtype::A).unwrap();
+        // With one port in 65,536 the sum of everything else is such that the checksum comes out as 0.
+        let sums = (1..=u16::MAX).map(|port| {
+            let packet = packets(source(port), to, Shape::Plain, &question).unwrap().remove(0);
+            u16::from_be_bytes([packet[40 + 6], packet[40 + 7]])
+        });
+        let (mut least, mut all_ones) = (u16::MAX, 0);
+        for sum in sums {
+            least = least.min(sum);
+            all_ones += usize::from(sum == u16::MAX);
+        }
+        assert_eq!((least, all_ones), (1, 1));
     }
 }

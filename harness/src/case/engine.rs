@@ -1,7 +1,7 @@
 //! Builds everything a case needs, runs the scenario, takes everything down in order.
 
 use super::{
-    CaseError, CasePlan, Sabotage,
+    CaseError, CasePlan, Sabotage, SharedTables,
     links::{self, WatchedLink},
     machine::{self, RESOLV_CONF, STATE_DIR},
     markers::Markers,
@@ -60,6 +60,7 @@ pub(super) struct Engine {
     pub(super) guest: Option<Agent>,
     pub(super) lan: Agent,
     pub(super) scope: Scope,
+    pub(super) tables: SharedTables,
     pub(super) services: Services,
     pub(super) subject: Option<Subject>,
     pub(super) initialized: Option<InitializeResult>,
@@ -100,7 +101,7 @@ enum AgentProcess {
 
 impl Engine {
     /// Runs the whole case. The history is finished even when something of the harness failed, and says so.
-    pub(super) async fn run(plan: CasePlan, isolation: Isolation) -> Result<(), CaseError> {
+    pub(super) async fn run(plan: CasePlan, isolation: Isolation, tables: SharedTables) -> Result<(), CaseError> {
         let recorder = Recorder::create(&plan.folder.join("history.jsonl"))
             .map_err(|source| CaseError::File { action: "start the history".into(), source })?;
         let missing = plan.axes.profile.folders().err().map(|layer| layer.missing());
@@ -110,7 +111,7 @@ impl Engine {
             recorder.record(Event::NoSoftware { reason });
             return recorder.finish().map_err(|source| CaseError::File { action: "finish the history".into(), source });
         }
-        let result = Self::run_recorded(plan, isolation, recorder.clone()).await;
+        let result = Self::run_recorded(plan, isolation, tables, recorder.clone()).await;
         if let Err(error) = &result {
             recorder.record(Event::Harness { problem: error.to_string() });
         }
@@ -118,14 +119,24 @@ impl Engine {
         result
     }
 
-    async fn run_recorded(plan: CasePlan, isolation: Isolation, recorder: Recorder) -> Result<(), CaseError> {
-        let mut engine = Self::build(plan, isolation, recorder).await?;
+    async fn run_recorded(
+        plan: CasePlan,
+        isolation: Isolation,
+        tables: SharedTables,
+        recorder: Recorder,
+    ) -> Result<(), CaseError> {
+        let mut engine = Self::build(plan, isolation, tables, recorder).await?;
         let walked = engine.walk().await;
         let finished = engine.finish().await;
         walked.and(finished)
     }
 
-    async fn build(plan: CasePlan, isolation: Isolation, recorder: Recorder) -> Result<Self, CaseError> {
+    async fn build(
+        plan: CasePlan,
+        isolation: Isolation,
+        tables: SharedTables,
+        recorder: Recorder,
+    ) -> Result<Self, CaseError> {
         let no_user = isolation
             .rootless
             .then(|| "the user namespace has one user: probes of an ordinary user cannot be made here, and every file has the same owner".to_owned());
@@ -189,8 +200,9 @@ impl Engine {
             None => None,
         };
         let lan = start_agent_beside(&topology.router).await?;
-        let (node, services_node) = (client.node("watch").await?, client.node("watch-services").await?);
-        let watch = Watch::start(node, services_node, recorder.clone(), RESOLV_CONF.into(), profile).await?;
+        let watchers =
+            [client.node("watch").await?, client.node("watch-bus").await?, client.node("watch-services").await?];
+        let watch = Watch::start(watchers, recorder.clone(), RESOLV_CONF.into(), profile).await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
         ignore_pids.extend(services.pids());
         if let Some(user) = &user {
@@ -231,6 +243,7 @@ impl Engine {
             guest,
             lan,
             scope,
+            tables,
             services,
             subject: None,
             initialized: None,
@@ -334,6 +347,10 @@ impl Engine {
             self.recorder.record(Event::Harness { problem: format!("the far side: {problem}") });
         }
         self.recorder.record(Event::QueriesEnd { counted, written });
+        for problem in self.tables.problems() {
+            self.recorder.record(Event::Harness { problem });
+        }
+        self.topology.end_connections().await?;
         Ok(())
     }
 

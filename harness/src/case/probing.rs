@@ -8,21 +8,23 @@ use crate::{
     agent::{
         Endpoint,
         wire::{
-            Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, Outcome, ProbeSpec, Qtype, Shape, Via,
+            Bind, DhcpVersion, HammerSpec, ListenProtocol, ListenSpec, OpenSpec, Outcome, ProbeSpec, Protocol, Qtype,
+            Shape, Via,
         },
     },
     history::{Cause, Event, PlannedProbe},
     judge::approved,
-    probe::{Binding, How, Identity, Kind, Present, Who, catalogue},
+    probe::{Binding, How, Identity, Kind, Present, Who, catalogue, identities_in},
     scenario::Profile,
     snapshot,
     testbed::plan::*,
 };
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
+use tokio::try_join;
 use watertight_protocol::{Capability, State, method};
 
 /// How long an attempt may wait for its answer, in milliseconds. An answer that comes ends the wait, and so does a refusal:
@@ -40,6 +42,8 @@ const INBOUND_PORT: u16 = 20053;
 const INBOUND_WAIT: Duration = Duration::from_millis(150);
 /// More identities than this are not imitated in one window.
 const MOST_IDENTITIES: usize = 16;
+/// So many identities, the likeliest, are imitated over all protocols, the others over UDP and IPv4: a rule may permit any.
+const MOST_THOROUGH: usize = 8;
 /// Sends of one hammer that may reach the wire: enough to see any opening, few enough to store.
 const HAMMER_BUDGET: u64 = 20_000;
 
@@ -56,7 +60,9 @@ impl Engine {
             identities,
             forwarder: self.plan.axes.profile.answers_locally(),
         };
-        catalogue(&present, relay_port)
+        let mut kinds = catalogue(&present, relay_port);
+        kinds.retain(|kind| is_worth_trying(kind, &present.identities));
+        kinds
     }
 
     /// Opens, while nothing protects, one flow a kind for each window that may come: a refused TCP connection is over, so
@@ -179,8 +185,14 @@ impl Engine {
         let taken = self.topology.client.run(move || async move { snapshot::take(&scope).await }).await??;
         let texts = ["nftables", "rules"].map(|topic| taken.topics.get(topic).map_or("", String::as_str));
         let mut identities = identities_in(&texts.concat());
-        // Without other users there is nobody to play.
-        identities.retain(|identity| self.user.is_some() || matches!(identity, Identity::Mark(_)));
+        // Without other users there is nobody to play, nor with a number that nobody can have here.
+        let has = |kind: &str, id: u32| self.user.is_some() && is_mapped(kind, id);
+        identities.retain(|identity| match identity {
+            Identity::Mark(_) => true,
+            Identity::Uid(uid) => has("uid", *uid),
+            Identity::Gid(gid) => has("gid", *gid),
+        });
+        identities.truncate(MOST_IDENTITIES);
         Ok(identities)
     }
 
@@ -243,26 +255,23 @@ impl Engine {
     /// uplink's address from another port is the control.
     async fn inbound(&self) -> Vec<Event> {
         let window = self.window;
-        let listening = self
-            .root
-            .client
-            .listen(ListenSpec {
-                id: format!("inbound-{window}"),
-                protocol: ListenProtocol::Udp,
-                address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-                port: INBOUND_PORT,
-            })
-            .await;
-        let mut listening = match listening {
-            Ok(listening) => listening,
+        let listen = |family: u8, address: IpAddr| {
+            let id = format!("inbound{family}-{window}");
+            self.root.client.listen(ListenSpec { id, protocol: ListenProtocol::Udp, address, port: INBOUND_PORT })
+        };
+        let listening = try_join!(listen(4, Ipv4Addr::UNSPECIFIED.into()), listen(6, Ipv6Addr::UNSPECIFIED.into()));
+        let (mut v4, mut v6) = match listening {
+            Ok((v4, v6)) => (v4.received, v6.received),
             Err(error) => {
                 return vec![Event::Harness { problem: format!("unsolicited packets were not tried: {error}") }];
             }
         };
         let cases = [
             ("tunnel-address", SocketAddr::new(LAN_V4.into(), 4053), IpAddr::from(TUNNEL_V4), false),
+            ("tunnel-address6", SocketAddr::new(LAN_V6.into(), 4053), IpAddr::from(TUNNEL_V6), false),
             ("from-port-53", SocketAddr::new(LAN_V4.into(), 53), IpAddr::from(CLIENT_V4), false),
             ("control", SocketAddr::new(LAN_V4.into(), 4054), IpAddr::from(CLIENT_V4), true),
+            ("control6", SocketAddr::new(LAN_V6.into(), 4054), IpAddr::from(CLIENT_V6), true),
         ];
         let specs: Vec<ProbeSpec> = cases
             .iter()
@@ -282,7 +291,7 @@ impl Engine {
                 as_gid: None,
             })
             .collect();
-        // One after the other: the control is the last.
+        // One after the other: the controls are the last.
         for spec in specs {
             let problem = match self.lan.client.probe(vec![spec]).await {
                 Ok(probed) if probed.attempts.iter().all(|(_, attempt)| attempt.tried) && probed.missing.is_empty() => {
@@ -293,17 +302,28 @@ impl Engine {
             };
             return vec![Event::Harness { problem: format!("unsolicited packets were not sent: {problem}") }];
         }
-        // The control was sent last: when it is there, so is everything that was let through. Where it is dropped too,
+        // The controls were sent last: when they are there, so is everything that was let through. Where one is dropped too,
         // the deadline is the answer.
         let mut from = BTreeSet::new();
         let deadline = tokio::time::Instant::now() + INBOUND_WAIT;
-        while let Ok(Some(received)) = tokio::time::timeout_at(deadline, listening.received.recv()).await {
+        let mut next = async || {
+            tokio::select! {
+                Some(received) = v4.recv() => Some(received),
+                Some(received) = v6.recv() => Some(received),
+                else => None,
+            }
+        };
+        while let Ok(Some(received)) = tokio::time::timeout_at(deadline, next()).await {
             from.extend(received.from.map(|address| (address.port(), received.to.map(|to| to.ip()))));
-            if cases.iter().any(|(_, source, to, control)| *control && from.contains(&(source.port(), Some(*to)))) {
+            let is_there =
+                |(_, source, to, _): &(&str, SocketAddr, IpAddr, bool)| from.contains(&(source.port(), Some(*to)));
+            if cases.iter().filter(|(.., control)| *control).all(is_there) {
                 break;
             }
         }
-        let _ = self.root.client.unlisten(&format!("inbound-{window}")).await;
+        for family in [4, 6] {
+            let _ = self.root.client.unlisten(&format!("inbound{family}-{window}")).await;
+        }
         cases
             .iter()
             .map(|(id, source, to, control)| Event::Inbound {
@@ -357,55 +377,52 @@ fn answer_ms(kind: &Kind) -> u64 {
     if kind.server().is_some_and(nobody) { SILENT_MS } else { ANSWER_MS }
 }
 
-/// Numbers behind `mark`, `skuid` and `skgid` in a ruleset's text, and `fwmark` and `uidrange` in routing rules; zero, which is
-/// everybody's mark and root's number, excepted.
-fn identities_in(text: &str) -> Vec<Identity> {
-    let mut identities = BTreeSet::new();
-    let words: Vec<&str> = text
-        .split(|c: char| c.is_whitespace() || matches!(c, ',' | '{' | '}' | ';'))
-        .filter(|word| !word.is_empty())
-        .collect();
-    for (at, word) in words.iter().enumerate() {
-        let identity = match *word {
-            "mark" | "fwmark" => Identity::Mark,
-            "skuid" | "uidrange" => Identity::Uid,
-            "skgid" => Identity::Gid,
-            _ => continue,
-        };
-        // An operator may come first, and a set or a range may have several.
-        let mut values =
-            words[at + 1..].iter().skip_while(|value| matches!(**value, "==" | "!=" | "and" | "&")).peekable();
-        while let Some(value) = values.next_if(|value| number(value).is_some()) {
-            identities.extend(number(value).filter(|value| *value != 0).map(identity));
-        }
+/// All kinds are, except that the likeliest identities alone are imitated over all protocols.
+fn is_worth_trying(kind: &Kind, identities: &[Identity]) -> bool {
+    match &kind.how {
+        How::Imitating(Protocol::Udp, server, _) if server.is_ipv4() => true,
+        How::Imitating(_, _, identity) => identities.iter().take(MOST_THOROUGH).any(|likely| likely == identity),
+        _ => true,
     }
-    identities.into_iter().take(MOST_IDENTITIES).collect()
 }
 
-/// The number that a value begins with: `7`, `0xca6c/0xffffffff`, `1000-1010`.
-fn number(value: &str) -> Option<u32> {
-    let value = value.split(['/', '-']).next().unwrap_or(value);
-    match value.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => value.parse().ok(),
-    }
+/// Whether the user namespace, which is the agents' too, has a user or group of this number.
+fn is_mapped(kind: &str, id: u32) -> bool {
+    let map = std::fs::read_to_string(format!("/proc/thread-self/{kind}_map"));
+    // Without the list, the attempt tells.
+    map.map_or(true, |map| in_map(&map, id))
+}
+
+fn in_map(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (Some(Ok(first)), Some(Ok(count))) = (numbers.next(), numbers.nth(1)) else { return false };
+        id.checked_sub(first).is_some_and(|offset| offset < count)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::identities_in;
-    use crate::probe::Identity::{Gid, Mark, Uid};
+    use super::{How, Identity, Kind, Present, catalogue, in_map, is_worth_trying};
 
     #[test]
-    fn what_rules_and_routing_rules_name_is_found() {
-        assert_eq!(identities_in("meta mark 0x6d76 udp dport 51820 accept"), [Mark(0x6d76)]);
-        assert_eq!(identities_in("meta mark != 0x1 drop\nmeta mark == 7 accept"), [Mark(1), Mark(7)]);
-        assert_eq!(identities_in("100: from all not fwmark 0xca6c/0xffffffff lookup 51820"), [Mark(0xca6c)]);
-        assert_eq!(
-            identities_in("meta skuid { 998, 999 } accept\nmeta skgid 4242 accept"),
-            [Uid(998), Uid(999), Gid(4242)]
-        );
-        assert_eq!(identities_in("from all uidrange 1000-1010 lookup 7"), [Uid(1000)]);
-        assert!(identities_in("meta mark 0 accept").is_empty());
+    fn only_numbers_that_the_user_namespace_has_are_taken() {
+        let map = "         0       1000          1\n         1     100000      65535\n";
+        assert!(in_map(map, 0) && in_map(map, 1) && in_map(map, 65535));
+        assert!(!in_map(map, 65536));
+        assert!(in_map("0 0 4294967295", 4_000_000_000));
+    }
+
+    #[test]
+    fn the_first_identities_alone_are_imitated_over_all_protocols() {
+        let identities: Vec<Identity> = (1..=16).map(Identity::Mark).collect();
+        let kinds = catalogue(&Present { identities: identities.clone(), ..Present::default() }, 51820);
+        let of = |identity: Identity| {
+            let imitates = |kind: &&Kind| matches!(kind.how, How::Imitating(_, _, imitated) if imitated == identity);
+            kinds.iter().filter(imitates).filter(|kind| is_worth_trying(kind, &identities)).count()
+        };
+        assert_eq!(identities.iter().map(|identity| of(*identity)).sum::<usize>(), 8 * 8 + 8 * 2);
+        assert_eq!((of(Identity::Mark(8)), of(Identity::Mark(9))), (8, 2));
+        assert!(kinds.iter().filter(|kind| kind.id.starts_with("udp6-")).all(|kind| is_worth_trying(kind, &[])));
     }
 }

@@ -66,7 +66,7 @@ impl Engine {
                     return Ok(false);
                 }
             }
-            ServiceChange::Reapply => self.services.reapply(&self.client, folder).await?,
+            ServiceChange::Reapply => self.services.reapply(&self.client, node, folder).await?,
             ServiceChange::RenewLease => return self.renew_lease().await,
         }
         // It may be corrected before anything else is seen.

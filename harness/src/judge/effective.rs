@@ -23,7 +23,7 @@ pub struct Effective<'a> {
     pub hash: &'a str,
     /// As the file's, with the service's servers in place of its stub.
     pub content: Cow<'a, str>,
-    /// When the file was changed, as its node says.
+    /// When the file was changed, as its node says; for a service, when the last call passed over the bus that told it of a link.
     pub changed: Option<u64>,
 }
 
@@ -31,10 +31,13 @@ pub struct Effective<'a> {
 pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
     let mut services = Services::default();
     let mut file: Option<(&str, &str)> = None;
+    let mut told: Option<u64> = None;
     let mut all = Vec::new();
     for (at, record) in recording.records.iter().enumerate() {
         services.note(&record.event);
         match &record.event {
+            // It is asked afterwards what it is set to, which takes a while.
+            Event::Bus { message, link: Some(_), .. } if message == "call" => told = Some(record.t),
             Event::File { cause, by_harness, hash, content, changed, .. } => {
                 file = Some((hash, content));
                 all.push(Effective {
@@ -47,19 +50,12 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
                     changed: *changed,
                 });
             }
-            Event::Resolver { .. } => {
+            Event::Resolver { service, .. } => {
+                let changed = if service == "systemd-resolved" { told.take() } else { None };
                 let Some((hash, content)) = file else { continue };
                 let content = services.seen_through(content);
                 if matches!(content, Cow::Owned(_)) {
-                    all.push(Effective {
-                        at,
-                        record,
-                        cause: "service",
-                        by_harness: false,
-                        hash,
-                        content,
-                        changed: None,
-                    });
+                    all.push(Effective { at, record, cause: "service", by_harness: false, hash, content, changed });
                 }
             }
             _ => {}

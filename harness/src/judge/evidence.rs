@@ -137,7 +137,10 @@ fn positive_control(recording: &Recording) -> Condition {
         Event::Inbound { id, received, .. } => Some((id.as_str(), *received)),
         _ => None,
     });
-    let unheard = first_inbound.take(3).filter(|(id, received)| *id != "tunnel-address" && !received);
+    let mut once = BTreeSet::new();
+    let unheard = first_inbound
+        .take_while(|(id, _)| once.insert(*id))
+        .filter(|(id, received)| !id.starts_with("tunnel-address") && !received);
     missing.extend(
         unheard.map(|(id, _)| format!("the unsolicited packet '{id}' did not arrive before the subject started")),
     );
@@ -150,8 +153,8 @@ fn control_of(kind: &str) -> String {
         return kind.to_owned();
     }
     let server = if kind.contains("-lan-") { "lan" } else { "public" };
-    let family = if kind.contains("udp6-") { 6 } else { 4 };
-    format!("udp{family}-{server}-root")
+    let way = ["tcp4", "tcp6", "udp6"].into_iter().find(|way| kind.contains(&format!("{way}-"))).unwrap_or("udp4");
+    format!("{way}-{server}-root")
 }
 
 /// Without a server in the original file, or without one that glibc can read there, the system's resolver asks this very

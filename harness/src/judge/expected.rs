@@ -488,7 +488,9 @@ fn inbound_finding(
     let text =
         format!("expected a packet to {to} that arrives unasked on the uplink to be dropped; a socket received it");
     match id {
-        "tunnel-address" => Some(finding("FWL-15", "F03", Verdict::Leak, interval.label(steps, t), text)),
+        "tunnel-address" | "tunnel-address6" => {
+            Some(finding("FWL-15", "F03", Verdict::Leak, interval.label(steps, t), text))
+        }
         "from-port-53" if !policy.approved().lan.is_empty() && !policy.allows_lan() => {
             Some(finding("FWL-7", "F05", Verdict::Leak, interval.label(steps, t), text))
         }

@@ -56,7 +56,7 @@ impl SeenFrame {
 
 /// The socket that a kind of probe sends from, as [`SeenFrame::sender`] gives it.
 pub fn probe_socket(kind: &str, local: SocketAddr) -> (IpAddr, u16, bool) {
-    let tcp = ["tcp", "dot", "old-tcp"].iter().any(|start| kind.starts_with(start));
+    let tcp = kind.contains("-tcp") || ["tcp", "dot"].iter().any(|start| kind.starts_with(start));
     (local.ip(), local.port(), tcp)
 }
 

@@ -127,15 +127,28 @@ impl Which {
 
     /// The servers that it forwards to, as it tells them itself. To be called inside the client.
     pub async fn upstreams(self) -> io::Result<Vec<String>> {
-        let asked = async {
+        in_time(async {
             match self {
                 Which::Dnsmasq => of_dnsmasq().await,
-                Which::Unbound => of_unbound().await,
+                Which::Unbound => unbound("list_forwards").await.map(|text| forwards(&text)),
             }
-        };
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ANSWER.as_secs()));
-        tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+        })
+        .await
     }
+
+    /// Canonical text of what else it can be told while it runs: of unbound which names it asks others for, answers itself or does
+    /// not validate; dnsmasq is told nothing else but by its configuration. To be called inside the client.
+    pub async fn settings(self) -> io::Result<String> {
+        match self {
+            Which::Dnsmasq => Ok(String::new()),
+            Which::Unbound => in_time(settings_of_unbound()).await,
+        }
+    }
+}
+
+async fn in_time<T>(asked: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", ANSWER.as_secs()));
+    tokio::time::timeout(ANSWER, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
 /// dnsmasq(8): TXT records of class CHAOS tell of it.
@@ -172,13 +185,72 @@ fn servers_bind(texts: &[String]) -> Vec<String> {
     servers.map(|server| server.strip_suffix("#53").unwrap_or(server).to_owned()).collect()
 }
 
-/// unbound-control(8): `list_forwards`, over its socket.
-async fn of_unbound() -> io::Result<Vec<String>> {
+/// What unbound lists of what it can be told (unbound-control(8)), and whether the order of a line's words says something.
+const LISTS: [(&str, bool); 5] = [
+    ("list_forwards", false),
+    ("list_stubs", false),
+    ("list_insecure", false),
+    ("list_local_zones", true),
+    ("list_local_data", true),
+];
+
+/// Options of which names are believed and who is asked (unbound.conf(5)); they can be set while it runs.
+const OPTIONS: [&str; 11] = [
+    "do-ip4",
+    "do-ip6",
+    "do-not-query-address",
+    "domain-insecure",
+    "ignore-cd-flag",
+    "outgoing-interface",
+    "private-address",
+    "private-domain",
+    "tcp-upstream",
+    "tls-upstream",
+    "val-permissive-mode",
+];
+
+async fn settings_of_unbound() -> io::Result<String> {
+    let mut text = String::new();
+    for (list, ordered) in LISTS {
+        text += &canonical(list, &unbound(list).await?, ordered);
+    }
+    for option in OPTIONS {
+        text += &canonical(&format!("option {option}"), &unbound(&format!("get_option {option}")).await?, true);
+    }
+    Ok(text)
+}
+
+/// What unbound answers to a command: a connection over its socket is one command.
+async fn unbound(command: &str) -> io::Result<String> {
     let mut socket = UnixStream::connect(UNBOUND_CONTROL).await?;
-    socket.write_all(b"UBCT1 list_forwards\n").await?;
+    socket.write_all(format!("UBCT1 {command}\n").as_bytes()).await?;
     let mut text = String::new();
     socket.read_to_string(&mut text).await?;
-    Ok(forwards(&text))
+    match text.strip_prefix("error ") {
+        Some(words) => Err(io::Error::other(format!("{command}: {}", words.trim_end()))),
+        None => Ok(text),
+    }
+}
+
+/// An answer's lines, each behind its name, sorted; the words of a line too, unless their order says something.
+fn canonical(name: &str, answer: &str, ordered: bool) -> String {
+    let mut lines: Vec<String> = answer
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| {
+            if ordered {
+                return format!("{name} {}\n", line.trim_end());
+            }
+            let mut words: Vec<&str> = line.split_whitespace().collect();
+            // The zone comes first.
+            if let Some((_, others)) = words.split_first_mut() {
+                others.sort_unstable();
+            }
+            format!("{name} {}\n", words.join(" "))
+        })
+        .collect();
+    lines.sort_unstable();
+    lines.concat()
 }
 
 /// `. IN forward 192.168.1.1 198.51.100.53`, a line a zone; a `+` before an address is a switch.
@@ -193,6 +265,22 @@ fn forwards(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_unbound_lists_has_one_order() {
+        let stubs = "b.test. IN stub noprime 10.0.0.2 10.0.0.1\n. IN stub prime A.ROOT. 198.41.0.4\n\n";
+        assert_eq!(
+            canonical("list_stubs", stubs, false),
+            "list_stubs . 198.41.0.4 A.ROOT. IN prime stub\nlist_stubs b.test. 10.0.0.1 10.0.0.2 IN noprime stub\n"
+        );
+        let data = "www.test.\t300\tIN\tTXT\t\"b  c\" \"a\"\n\na.test.\t300\tIN\tA\t192.0.2.1\n\n";
+        assert_eq!(
+            canonical("list_local_data", data, true),
+            "list_local_data a.test.\t300\tIN\tA\t192.0.2.1\nlist_local_data www.test.\t300\tIN\tTXT\t\"b  c\" \"a\"\n"
+        );
+        assert_eq!(canonical("option do-ip6", "yes\n", true), "option do-ip6 yes\n");
+        assert_eq!(canonical("list_insecure", "", false), "");
+    }
 
     #[test]
     fn servers_are_read_from_what_forwarders_tell() {

@@ -4,6 +4,7 @@
 //! What a profile's client is (programs, users, files, who is told of the uplink) is here, one file a daemon; which
 //! scenarios use which profile is theirs to say.
 
+mod bus;
 mod dhclient;
 mod forwarder;
 mod network_manager;
@@ -13,9 +14,9 @@ mod resolved;
 mod service;
 mod uplink;
 
+pub(crate) use bus::connect as connect_to_bus;
 pub use forwarder::{ADDRESS as FORWARDER_ADDRESS, Which as Forwarder};
 pub use network_manager::{Servers as NetworkManagerServers, Settings as NetworkManagerSettings};
-pub(crate) use resolved::connect as connect_to_bus;
 pub use resolved::{LinkSettings, STUBS, Settings as ResolvedSettings};
 pub use service::{Service, ServiceError, Started};
 
@@ -34,9 +35,6 @@ use std::{
 
 /// The servers that the network gives the uplink.
 const UPLINK_SERVERS: [Ipv4Addr; 2] = [LAN_V4, ISP_V4];
-
-/// Where programs in the client find the system bus.
-pub(crate) const BUS_ADDRESS: &str = "unix:path=/run/dbus/system_bus_socket";
 
 impl Profile {
     /// The software it needs.
@@ -281,8 +279,8 @@ impl Services {
     }
 
     /// Has NetworkManager apply the uplink's profile anew.
-    pub async fn reapply(&self, client: &Client, folder: &Path) -> Result<(), ServiceError> {
-        network_manager::reapply(client, folder).await
+    pub async fn reapply(&self, client: &Client, node: &Node, folder: &Path) -> Result<(), ServiceError> {
+        network_manager::reapply(client, node, folder).await
     }
 
     fn take(&mut self, name: &str) -> Option<Service> {

@@ -2,6 +2,7 @@
 //! systemd-resolved of the servers.
 
 use super::{
+    bus,
     network_manager::without_udev,
     resolved,
     service::{Program, Service, ServiceError},
@@ -54,7 +55,7 @@ pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result
 
 /// Has it renew the uplink's lease. To be called inside the client.
 pub(super) async fn renew() -> zbus::Result<()> {
-    let bus = resolved::connect().await?;
+    let bus = bus::connect().await?;
     let index = nix::net::if_::if_nametoindex(UPLINK).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
     let proxy = zbus::Proxy::new(&bus, NAME, PATH, MANAGER).await?;
     proxy.call("RenewLink", &(index as i32)).await

@@ -1,8 +1,9 @@
 //! systemd-resolved: started, told of the uplink's servers, and read (org.freedesktop.resolve1(5)).
 
 use super::{
-    BUS_ADDRESS, UPLINK_SERVERS,
-    service::{Program, READY, Service, ServiceError},
+    UPLINK_SERVERS,
+    bus::{connect, wait_for_name},
+    service::{Program, Service, ServiceError},
 };
 use crate::{
     layer::SYSTEMD_RESOLVED,
@@ -15,13 +16,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
-use zbus::{
-    Connection, MatchRule, MessageStream,
-    fdo::DBusProxy,
-    message::Type,
-    proxy::{CacheProperties, Proxy},
-    wire::OwnedObjectPath,
-};
+use zbus::{Connection, MatchRule, MessageStream, fdo::DBusProxy, message::Type, proxy::Proxy, wire::OwnedObjectPath};
 
 /// Its name on the bus.
 pub(crate) const NAME: &str = "org.freedesktop.resolve1";
@@ -81,11 +76,6 @@ async fn start_with(client: &Client, node: &Node, folder: &Path, hand_over: bool
     Ok(service)
 }
 
-/// A connection to the client's bus. To be called inside the client.
-pub(crate) async fn connect() -> zbus::Result<Connection> {
-    zbus::connection::Builder::address(BUS_ADDRESS).method_timeout(READY).build().await
-}
-
 /// Returns when it has servers to ask. To be called inside the client.
 pub(super) async fn asks_somebody() -> zbus::Result<()> {
     let rule = MatchRule::builder().msg_type(Type::Signal).path_namespace(PATH).build()?;
@@ -102,16 +92,6 @@ pub(super) async fn asks_somebody() -> zbus::Result<()> {
     }
 }
 
-/// Returns when somebody owns the name.
-pub(super) async fn wait_for_name(bus: &Connection, name: &'static str) -> zbus::Result<()> {
-    let proxy = DBusProxy::new(bus).await?;
-    let mut changes = proxy.receive_name_owner_changed_with_args(&[(0, name)]).await?;
-    while !proxy.name_has_owner(name.try_into()?).await? {
-        changes.next().await;
-    }
-    Ok(())
-}
-
 /// Tells it of the uplink's servers. To be called inside the client.
 pub(super) async fn tell_uplink(servers: &[Ipv4Addr]) -> zbus::Result<()> {
     set_uplink(&connect().await?, servers).await
@@ -125,13 +105,7 @@ async fn set_uplink(bus: &Connection, servers: &[Ipv4Addr]) -> zbus::Result<()> 
 }
 
 async fn proxy<'a>(bus: &Connection, path: &'a str, interface: &'a str) -> zbus::Result<Proxy<'a>> {
-    zbus::proxy::Builder::new(bus)
-        .destination(NAME)
-        .path(path)
-        .interface(interface)
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await
+    super::bus::proxy(bus, NAME, path, interface).await
 }
 
 /// All that it was told, as it tells it.

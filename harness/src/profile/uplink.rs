@@ -77,7 +77,8 @@ pub(super) fn interface_identifier() -> Ipv6Addr {
     Ipv6Addr::new(0, 0, 0, 0, segments[4], segments[5], segments[6], segments[7])
 }
 
-/// Returns when the uplink has the plan's addresses, and a way out for both families. To be called inside the client.
+/// Returns when the uplink has the plan's addresses and one of its own link, all of which may be used, and a way out for both
+/// families. To be called inside the client.
 pub(super) async fn configured() -> Result<(), nlink::Error> {
     let listener = Connection::<Route>::new()?;
     listener.subscribe(&[
@@ -99,9 +100,12 @@ pub(super) async fn configured() -> Result<(), nlink::Error> {
 
 async fn is_configured(connection: &Connection<Route>) -> Result<bool, nlink::Error> {
     let addresses = connection.get_addresses_by_name(UPLINK).await?;
-    let has =
-        |wanted: &IpAddr| addresses.iter().any(|address| address.address() == Some(wanted) && !address.is_tentative());
-    if !ADDRESSES.iter().all(has) {
+    let has = |wanted: &IpAddr| addresses.iter().any(|address| address.address() == Some(wanted));
+    let is_of_the_link = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let of_the_link = addresses.iter().filter_map(|address| address.address()).any(is_of_the_link);
+    // Who asks a DHCPv6 server while the address of the link is tentative is told that there is no address to ask from.
+    let tentative = addresses.iter().any(|address| address.is_tentative());
+    if !ADDRESSES.iter().all(has) || !of_the_link || tentative {
         return Ok(false);
     }
     let index = index()?;

@@ -34,8 +34,10 @@ pub async fn topics(scope: &Scope) -> Result<Vec<(&'static str, String)>, Error>
         _ => {}
     }
     if let Some(which) = scope.profile.forwarder() {
-        let upstreams = which.upstreams().await.map_err(|source| Error::Forwarder { service: which.name(), source })?;
-        topics.push(("forwarder", crate::watch::forwarder_text(&upstreams)));
+        let failed = |source| Error::Forwarder { service: which.name(), source };
+        let upstreams = which.upstreams().await.map_err(failed)?;
+        let settings = which.settings().await.map_err(failed)?;
+        topics.push(("forwarder", crate::watch::forwarder_text(&upstreams) + &settings));
     }
     Ok(topics)
 }

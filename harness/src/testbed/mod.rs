@@ -2,6 +2,7 @@
 //! network. [`plan`] has the addresses, [`Topology`] the links, [`FarSide`] the servers.
 
 mod configure;
+mod connections;
 mod far_side;
 pub mod plan;
 mod topology;

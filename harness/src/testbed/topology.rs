@@ -6,6 +6,7 @@ use super::{
     plan::*,
 };
 use crate::sandbox::{Client, Node, SandboxError};
+use futures::future::try_join_all;
 use nlink::{
     Connection, Nftables, Route,
     netlink::{
@@ -110,6 +111,12 @@ impl Topology {
             },
         )?;
         Ok((machine, this))
+    }
+
+    /// Ends all connections, so that nothing of the nodes outlives them.
+    pub async fn end_connections(&self) -> Result<(), SandboxError> {
+        let nodes = [&self.client, &self.router, &self.internet, &self.relay];
+        try_join_all(nodes.into_iter().chain(&self.guest).map(super::connections::end)).await.map(drop)
     }
 
     /// Brings the client's links up and gives both ends their addresses and routes.

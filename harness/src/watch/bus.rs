@@ -1,14 +1,18 @@
 //! The client's system bus: every call, answer and signal goes into the history, and after each of them, and after each
 //! change of a link, what the resolver services are set to, if that changed.
 
-use super::{Changes, WatchError};
+use super::{Changes, WatchError, priority};
 use crate::{
     history::{Event, Recorder, now},
     profile::{NetworkManagerSettings, ResolvedSettings, STUBS, connect_to_bus},
+    sandbox::Node,
     scenario::Profile,
 };
 use futures::{FutureExt, StreamExt};
-use std::{collections::HashMap, pin::pin};
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::pin,
+};
 use tokio::sync::{oneshot, watch};
 use zbus::{
     Connection, MatchRule, Message, MessageStream,
@@ -19,12 +23,19 @@ use zbus::{
 /// Text of a message's body that is kept, in characters.
 const KEPT: usize = 1000;
 
+/// Whether there was no answer in time.
+fn is_timeout(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::InputOutput(source) if source.kind() == std::io::ErrorKind::TimedOut)
+}
+
 /// Services that configure links of their own, which is not the subject's doing.
 const CONFIGURE_LINKS: [&str; 2] = ["org.freedesktop.NetworkManager", "org.freedesktop.network1"];
 
 /// Starts both; the settings as they are now are in the history when this returns. Ends when the sender of `stopped` is gone.
+/// Messages are noted on `prompt`, and nothing else is done there: when they come counts.
 pub(super) async fn start(
     profile: Profile,
+    prompt: &Node,
     recorder: Recorder,
     changes: watch::Sender<Changes>,
     asked: watch::Sender<Vec<String>>,
@@ -32,14 +43,7 @@ pub(super) async fn start(
 ) -> Result<(), WatchError> {
     let failed = |source| WatchError::Bus { source };
     let asking = connect_to_bus().await.map_err(failed)?;
-    let listening = connect_to_bus().await.map_err(failed)?;
     let own = asking.unique_name().map(|name| name.to_string()).unwrap_or_default();
-    MonitoringProxy::new(&listening)
-        .await
-        .map_err(failed)?
-        .become_monitor(&[] as &[MatchRule<'_>], 0)
-        .await
-        .map_err(|error| failed(error.into()))?;
     let owners = Owners::read(&asking).await.map_err(failed)?;
     // One that has much to tell does not hold up the other.
     let mut eyes = Vec::new();
@@ -47,18 +51,31 @@ pub(super) async fn start(
         // What stands between programs and servers.
         let tell = (service == Looked::Resolved || !profile.has_resolved()).then(|| asked.clone());
         let mut looking = Looking { service, bus: asking.clone(), recorder: recorder.clone(), last: None, tell };
-        looking.look("start").await.map_err(failed)?;
+        looking.look(now(libc::CLOCK_REALTIME), "start").await.map_err(failed)?;
         eyes.push(looking);
     }
-    // To look takes a while, and messages are noted when they come: their time and place in the history count.
-    let (news, heard) = watch::channel(String::new());
+    let (news, heard) = watch::channel(News::default());
     let stopped = stopped.map(|_| ()).shared();
-    let noting = Noting { messages: MessageStream::from(listening), own, owners, recorder };
-    tokio::task::spawn_local(noting.run(news, stopped.clone()));
+    let until = stopped.clone();
+    let noting = move || async move {
+        priority::be_prompt();
+        let messages = monitor().await?;
+        tokio::task::spawn_local(Noting { messages, own, owners, recorder }.run(news, until));
+        Ok(())
+    };
+    prompt.run(noting).await?.map_err(failed)?;
     for looking in eyes {
         tokio::task::spawn_local(looking.run(heard.clone(), changes.subscribe(), stopped.clone()));
     }
     Ok(())
+}
+
+/// All messages that the bus passes on from now.
+async fn monitor() -> zbus::Result<MessageStream> {
+    let listening = connect_to_bus().await?;
+    let monitoring = MonitoringProxy::new(&listening).await?;
+    monitoring.become_monitor(&[] as &[MatchRule<'_>], 0).await?;
+    Ok(MessageStream::from(listening))
 }
 
 /// Notes every message.
@@ -70,7 +87,7 @@ struct Noting {
 }
 
 impl Noting {
-    async fn run(mut self, news: watch::Sender<String>, stopped: impl Future<Output = ()>) {
+    async fn run(mut self, news: watch::Sender<News>, stopped: impl Future<Output = ()>) {
         let mut stopped = pin!(stopped);
         loop {
             let message = tokio::select! {
@@ -80,8 +97,9 @@ impl Noting {
             };
             match message {
                 Some(Ok(message)) => {
-                    if let Some(cause) = note(&message, &self.own, &self.recorder, &mut self.owners) {
-                        news.send_replace(cause);
+                    let t = now(libc::CLOCK_REALTIME);
+                    if let Some(cause) = note(&message, t, &self.own, &self.recorder, &mut self.owners) {
+                        news.send_modify(|news| news.add(t, cause));
                     }
                 }
                 Some(Err(error)) => {
@@ -93,6 +111,37 @@ impl Noting {
                 None => return,
             }
         }
+    }
+}
+
+/// Messages that may have changed something.
+#[derive(Debug, Default)]
+struct News {
+    /// How many there have been.
+    count: u64,
+    /// When the last ones came.
+    times: VecDeque<u64>,
+    /// The last one.
+    cause: String,
+}
+
+impl News {
+    /// So many times are kept: more than come while a service is asked for its settings.
+    const KEPT: usize = 256;
+
+    fn add(&mut self, t: u64, cause: String) {
+        self.count += 1;
+        self.times.push_back(t);
+        if self.times.len() > Self::KEPT {
+            self.times.pop_front();
+        }
+        self.cause = cause;
+    }
+
+    /// When the first one came that is not among the first `seen`.
+    fn first_after(&self, seen: u64) -> Option<u64> {
+        let unseen = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX);
+        self.times.get(self.times.len().saturating_sub(unseen)).copied()
     }
 }
 
@@ -126,38 +175,54 @@ struct Looking {
 impl Looking {
     async fn run(
         mut self,
-        mut heard: watch::Receiver<String>,
+        mut heard: watch::Receiver<News>,
         mut network: watch::Receiver<Changes>,
         stopped: impl Future<Output = ()>,
     ) {
         let mut stopped = pin!(stopped);
         let mut seen = network.borrow().network;
+        let mut known = heard.borrow().count;
         loop {
-            let cause = tokio::select! {
+            let (t, cause) = tokio::select! {
                 biased;
                 () = &mut stopped => return,
                 changed = heard.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    heard.borrow_and_update().clone()
+                    // Whatever is seen now has changed after the first of them at the earliest.
+                    let news = heard.borrow_and_update();
+                    let first = news.first_after(known).unwrap_or_else(|| now(libc::CLOCK_REALTIME));
+                    known = news.count;
+                    (first, news.cause.clone())
                 }
                 changed = network.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let now = network.borrow_and_update().network;
-                    if now == seen {
+                    let changes = *network.borrow_and_update();
+                    if changes.network == seen {
                         continue;
                     }
-                    seen = now;
-                    "network".to_owned()
+                    seen = changes.network;
+                    (changes.network_at, "network".to_owned())
                 }
             };
             let looked = tokio::select! {
                 biased;
                 () = &mut stopped => return,
-                looked = self.look(&cause) => looked,
+                looked = self.look(t, &cause) => looked,
+            };
+            // One that was stopped answers when it goes on, and how long that takes is the scenario's to say.
+            let again = matches!(&looked, Err(error) if is_timeout(error));
+            let looked = if again {
+                tokio::select! {
+                    biased;
+                    () = &mut stopped => return,
+                    looked = self.look(t, &cause) => looked,
+                }
+            } else {
+                looked
             };
             if let Err(error) = looked {
                 self.recorder.record(Event::Harness {
@@ -167,8 +232,8 @@ impl Looking {
         }
     }
 
-    async fn look(&mut self, cause: &str) -> zbus::Result<()> {
-        let t = now(libc::CLOCK_REALTIME);
+    /// Records what it is set to, if that changed; `t` is when the change may have happened at the earliest.
+    async fn look(&mut self, t: u64, cause: &str) -> zbus::Result<()> {
         let (service, view) = match self.service {
             Looked::Resolved => {
                 let settings = ResolvedSettings::read(&self.bus).await?;
@@ -199,7 +264,7 @@ impl Looking {
 }
 
 /// Records a message; gives back its summary if it may have changed something. What the harness itself asks is left out.
-fn note(message: &Message, own: &str, recorder: &Recorder, owners: &mut Owners) -> Option<String> {
+fn note(message: &Message, t: u64, own: &str, recorder: &Recorder, owners: &mut Owners) -> Option<String> {
     let header = message.header();
     let text = |value: Option<String>| value.unwrap_or_default();
     let sender = text(header.sender().map(ToString::to_string));
@@ -224,7 +289,7 @@ fn note(message: &Message, own: &str, recorder: &Recorder, owners: &mut Owners) 
     let body = if body.is_empty() { String::new() } else { readable(&body) };
     let cause = format!("{kind} {interface}.{member}");
     recorder.record_at(
-        now(libc::CLOCK_REALTIME),
+        t,
         Event::Bus {
             message: kind.into(),
             serial: message.primary_header().serial_num().into(),
@@ -316,4 +381,23 @@ struct View {
     asked: Vec<String>,
     at: Vec<String>,
     text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::News;
+
+    #[test]
+    fn the_first_message_that_was_not_seen_is_told_even_among_many() {
+        let mut news = News::default();
+        assert_eq!(news.first_after(0), None);
+        (1..=5).for_each(|t| news.add(t * 10, "signal".into()));
+        assert_eq!(news.first_after(0), Some(10));
+        assert_eq!(news.first_after(3), Some(40));
+        assert_eq!(news.first_after(5), None);
+        (6..=1000).for_each(|t| news.add(t * 10, "signal".into()));
+        assert_eq!(news.first_after(999), Some(10_000));
+        // More than are kept: the earliest that is known.
+        assert_eq!(news.first_after(5), Some((1000 - News::KEPT as u64 + 1) * 10));
+    }
 }

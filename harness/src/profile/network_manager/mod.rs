@@ -5,7 +5,7 @@ mod settings;
 pub use settings::{Servers, Settings};
 
 use super::{
-    resolved,
+    bus, resolved,
     service::{self, Program, Service, ServiceError, Started},
     uplink,
 };
@@ -17,12 +17,7 @@ use crate::{
 use futures::StreamExt;
 use nix::mount::{MsFlags, mount};
 use std::{fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
-use zbus::{
-    MatchRule, MessageStream,
-    message::Type,
-    proxy::{CacheProperties, Proxy},
-    wire::OwnedObjectPath,
-};
+use zbus::{MatchRule, MessageStream, message::Type, proxy::Proxy, wire::OwnedObjectPath};
 
 const NAME: &str = "org.freedesktop.NetworkManager";
 /// Its name in the record, the bundle and errors.
@@ -162,18 +157,18 @@ pub(super) fn without_udev() -> Result<(), ServiceError> {
 
 /// Returns when the uplink's device is activated.
 async fn activated() -> zbus::Result<()> {
-    let bus = resolved::connect().await?;
-    resolved::wait_for_name(&bus, NAME).await?;
+    let bus = bus::connect().await?;
+    bus::wait_for_name(&bus, NAME).await?;
     signals_until(async || Ok(state(&bus).await? == Some(ACTIVATED))).await
 }
 
 /// Returns when it has found the uplink online, by both families.
 pub(super) async fn wait_until_online(node: &Node, folder: &Path) -> Result<(), ServiceError> {
     let online = || async {
-        let bus = resolved::connect().await?;
+        let bus = bus::connect().await?;
         signals_until(async || {
             let Some(device) = uplink_device(&bus).await? else { return Ok(false) };
-            let proxy = proxy(&bus, device, DEVICE).await?;
+            let proxy = proxy(&bus, &device, DEVICE).await?;
             let (v4, v6): (u32, u32) =
                 (proxy.get_property("Ip4Connectivity").await?, proxy.get_property("Ip6Connectivity").await?);
             Ok([v4, v6] == [FULL, FULL])
@@ -187,7 +182,7 @@ pub(super) async fn wait_until_online(node: &Node, folder: &Path) -> Result<(), 
 async fn signals_until(mut holds: impl AsyncFnMut() -> zbus::Result<bool>) -> zbus::Result<()> {
     let rule = MatchRule::builder().msg_type(Type::Signal).path_namespace(PATH).build()?;
     // A connection of their own: signals that nobody reads hold up the answers behind them.
-    let listening = resolved::connect().await?;
+    let listening = bus::connect().await?;
     let mut signals = MessageStream::for_match_rule(rule, &listening, None).await?;
     loop {
         if holds().await? {
@@ -207,8 +202,14 @@ pub(super) async fn renew(client: &Client, folder: &Path) -> Result<(), ServiceE
 
 /// Has it apply the uplink's profile anew, as an administrator does. It answers only who is in the client machine, where it can
 /// see who that is.
-pub(super) async fn reapply(client: &Client, folder: &Path) -> Result<(), ServiceError> {
-    service::call(client, "/usr/bin/nmcli", &["device", "reapply", UPLINK], "", folder).await
+pub(super) async fn reapply(client: &Client, node: &Node, folder: &Path) -> Result<(), ServiceError> {
+    service::call(client, "/usr/bin/nmcli", &["device", "reapply", UPLINK], "", folder).await?;
+    await_within(node, uplink_again, folder, "configure the uplink again").await
+}
+
+/// Addresses that it has taken away meanwhile are there again, and may be used.
+async fn uplink_again() -> zbus::Result<()> {
+    uplink::configured().await.map_err(|error| zbus::Error::Failure(error.to_string()))
 }
 
 /// Gives the uplink other servers, or those of its profile again: on the device alone, no profile is written.
@@ -226,14 +227,15 @@ pub(super) async fn tell_uplink(
     let arguments = ["device", "modify", UPLINK, "ipv4.dns", &list, "ipv4.ignore-auto-dns", ignore];
     service::call(client, "/usr/bin/nmcli", &arguments, "", folder).await?;
     let told = || async {
-        let bus = resolved::connect().await?;
+        let bus = bus::connect().await?;
         signals_until(async || {
             // On the device: with a global configuration the connections' servers are not among those that are used.
             let settings = Settings::read(&bus).await?.unwrap_or_default();
             let has = settings.given_to(UPLINK);
             Ok(servers.iter().all(|server| has.contains(&format!("\"{server}\""))))
         })
-        .await
+        .await?;
+        uplink_again().await
     };
     await_within(node, told, folder, "take the uplink's servers").await
 }
@@ -258,24 +260,18 @@ where
 
 async fn state(bus: &zbus::Connection) -> zbus::Result<Option<u32>> {
     match uplink_device(bus).await? {
-        Some(device) => proxy(bus, device, DEVICE).await?.get_property("State").await.map(Some),
+        Some(device) => proxy(bus, &device, DEVICE).await?.get_property("State").await.map(Some),
         None => Ok(None),
     }
 }
 
-async fn proxy(bus: &zbus::Connection, path: String, interface: &'static str) -> zbus::Result<Proxy<'static>> {
-    zbus::proxy::Builder::new(bus)
-        .destination(NAME)
-        .path(path)
-        .interface(interface)
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await
+async fn proxy<'a>(bus: &zbus::Connection, path: &'a str, interface: &'a str) -> zbus::Result<Proxy<'a>> {
+    bus::proxy(bus, NAME, path, interface).await
 }
 
 /// The uplink's device, if it is there already.
 async fn uplink_device(bus: &zbus::Connection) -> zbus::Result<Option<String>> {
-    let manager = proxy(bus, PATH.into(), NAME).await?;
+    let manager = proxy(bus, PATH, NAME).await?;
     let device: OwnedObjectPath = match manager.call("GetDeviceByIpIface", &UPLINK).await {
         Ok(device) => device,
         Err(zbus::Error::MethodError(name, ..)) if name.as_str() == UNKNOWN_DEVICE => return Ok(None),

@@ -1,7 +1,7 @@
 //! All that NetworkManager was told, as it tells it: global switches and servers, what is in force on each device, where it keeps
 //! profiles, and which servers follow from all that (its D-Bus reference, interfaces NetworkManager, Device, Settings, DnsManager).
 
-use super::{DEVICE, NAME, PATH};
+use super::{DEVICE, NAME, PATH, proxy};
 use crate::profile::resolved::is_gone;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +10,7 @@ use std::{
 use zbus::{
     Connection,
     fdo::DBusProxy,
-    proxy::{CacheProperties, Proxy},
+    proxy::Proxy,
     wire::{OwnedObjectPath, OwnedVariant},
 };
 
@@ -187,16 +187,6 @@ impl Settings {
         }
         text
     }
-}
-
-async fn proxy<'a>(bus: &Connection, path: &'a str, interface: &'a str) -> zbus::Result<Proxy<'a>> {
-    zbus::proxy::Builder::new(bus)
-        .destination(NAME)
-        .path(path.to_owned())
-        .interface(interface)
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await
 }
 
 /// Interface of an active device, and what is in force there. What was applied itself is told only to who is in the client machine.
