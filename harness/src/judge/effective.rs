@@ -23,7 +23,8 @@ pub struct Effective<'a> {
     pub hash: &'a str,
     /// As the file's, with the service's servers in place of its stub.
     pub content: Cow<'a, str>,
-    /// When the file was changed, as its node says; for a service, when the last call passed over the bus that told it of a link.
+    /// When the file was changed, as its node says; for a service, when the first call passed over the bus, since it was
+    /// seen last, that told it of a link: no change is earlier.
     pub changed: Option<u64>,
 }
 
@@ -36,8 +37,10 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
     for (at, record) in recording.records.iter().enumerate() {
         services.note(&record.event);
         match &record.event {
-            // It is asked afterwards what it is set to, which takes a while.
-            Event::Bus { message, link: Some(_), .. } if message == "call" => told = Some(record.t),
+            // It is asked afterwards what it is set to, which takes a while, in which it may be told the same again.
+            Event::Bus { message, link: Some(_), member, .. } if message == "call" && tells(member) => {
+                told.get_or_insert(record.t);
+            }
             Event::File { cause, by_harness, hash, content, changed, .. } => {
                 file = Some((hash, content));
                 all.push(Effective {
@@ -62,6 +65,11 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
         }
     }
     all
+}
+
+/// Whether a method of systemd-resolved's sets something, of those that are about a link (org.freedesktop.resolve1(5)).
+fn tells(member: &str) -> bool {
+    ["Set", "Revert"].iter().any(|start| member.starts_with(start))
 }
 
 /// Resolver services on the machine itself, as they were told of last: where they answer, and whom they ask.
