@@ -1,6 +1,7 @@
 //! Runs one case: builds the testbed, walks the subject through the scenario, records everything, judges nothing.
 
 mod engine;
+mod faults;
 mod links;
 mod machine;
 mod markers;

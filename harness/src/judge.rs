@@ -3,6 +3,7 @@
 //! Absence of evidence is never a pass: a `PASS` needs all five conditions of [`Accounting`], and no finding. The policy is
 //! written from the requirements and shares no code with any firewall.
 
+mod answers;
 mod cache;
 mod effective;
 mod evidence;
@@ -18,6 +19,7 @@ mod recording;
 mod restore;
 mod services;
 mod smoke;
+mod stimulus;
 mod timeline;
 mod verdict;
 mod wire;

@@ -7,7 +7,6 @@
 mod bus;
 mod forwarder;
 mod nodes;
-mod priority;
 mod resolver_file;
 mod tamper;
 mod version;
@@ -18,7 +17,7 @@ pub use version::{Version, nameservers};
 
 use crate::{
     history::{Event, Recorder, now},
-    sandbox::{Node, SandboxError},
+    sandbox::{Node, SandboxError, be_prompt},
     scenario::{Change, Profile, Tamper},
 };
 use futures::StreamExt;
@@ -126,7 +125,7 @@ impl Watch {
         let (tell_asked, asked) = watch::channel(Vec::new());
         let versions = node
             .run(move || async move {
-                priority::be_prompt();
+                be_prompt();
                 let file = ResolverFile::open(resolver_file)?;
                 let (tell, versions) = watch::channel(file.version()?);
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;

@@ -60,6 +60,15 @@ impl Bundle {
         results.remove(0)
     }
 
+    /// Its results that are not `PASS`, a line each.
+    pub fn others(&self) -> Vec<String> {
+        let results = self.report().results;
+        let others = results.iter().filter(|result| result.verdict.as_str() != "PASS");
+        others
+            .map(|result| format!("{} {} [{}]: {}", result.verdict, result.scenario, result.case, result.reason))
+            .collect()
+    }
+
     /// Folders of its cases, sorted.
     pub fn cases(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();

@@ -33,12 +33,7 @@ fn passes(scenario: &str, cases: usize) -> Result<(), String> {
     if report.results.len() != cases {
         return Err(format!("{cases} cases were to be run:\n{}", bundle.ran.said));
     }
-    let others: Vec<String> = report
-        .results
-        .iter()
-        .filter(|result| result.verdict.as_str() != "PASS")
-        .map(|result| format!("{} {} [{}]: {}", result.verdict, result.scenario, result.case, result.reason))
-        .collect();
+    let others = bundle.others();
     let code = bundle.ran.code();
     if !others.is_empty() || code != Some(0) {
         let (others, place) = (others.join("\n"), bundle.keep());

@@ -25,12 +25,7 @@ fn passes(variant: &Variant) -> Result<(), String> {
     arguments.extend(variant.scenarios.iter().flat_map(|scenario| ["--scenario", scenario]));
     let bundle = Bundle::record(&arguments);
     let report = bundle.report();
-    let others: Vec<String> = report
-        .results
-        .iter()
-        .filter(|result| result.verdict.as_str() != "PASS")
-        .map(|result| format!("{} {} [{}]: {}", result.verdict, result.scenario, result.case, result.reason))
-        .collect();
+    let others = bundle.others();
     let code = bundle.ran.code();
     if others.is_empty() && report.results.len() >= variant.scenarios.len() && code == Some(0) {
         return Ok(());

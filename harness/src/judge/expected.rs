@@ -1,7 +1,8 @@
 //! What must work: findings about things that did not happen. They are believed only where the evidence is complete.
 
 use super::{
-    policy::{Mode, Policy, approved},
+    answers::{is_refused_by_policy, is_slow, must_answer, words},
+    policy::{Mode, Policy},
     recording::Recording,
     services,
     timeline::{Interval, Life, Timeline},
@@ -14,14 +15,8 @@ use crate::{
     probe::{self, How, Identity, Kind, Present},
     scenario::{Fault, Step},
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 use watertight_protocol::State;
-
-/// A refusal that comes later than this after the attempt is no refusal at once (FWL-12), in nanoseconds.
-const AT_ONCE_MS: u64 = 400;
 
 /// What happens later than this after an answer was not done when it was given, in nanoseconds: more than any delay of pipes.
 const SETTLED: u64 = 100_000_000;
@@ -347,88 +342,6 @@ pub(super) fn the_one_policy(interval: &Interval, t: u64) -> Option<&Policy> {
     match policies.as_slice() {
         [policy] => Some(policy),
         _ => None,
-    }
-}
-
-/// Whether a probe must be answered, by which requirement, and why.
-fn must_answer(
-    interval: &Interval,
-    policy: &Policy,
-    kind: &Kind,
-    baseline: &BTreeMap<&str, bool>,
-) -> Option<(&'static str, String)> {
-    let dead = matches!(interval.life, Life::Dead | Life::Frozen);
-    match policy.mode {
-        // Old flows are not opened again.
-        Mode::Open => {
-            let was = baseline.get(kind.id.as_str()).copied().unwrap_or(false);
-            let steady = !matches!(kind.how, How::OldTcp(_) | How::OldUdp(_));
-            (was && steady).then(|| ("FWL-1", "it was answered before the subject started".to_owned()))
-        }
-        Mode::Connected if !dead && !interval.tunnel_removed && !interval.relay_silent => {
-            let settings = policy.settings.as_ref()?;
-            let approved = approved(settings);
-            let requirement = policy.requirement();
-            match &kind.how {
-                How::System | How::Search | How::Kept if kind.who != probe::Who::Guest => {
-                    Some(("DNS-7", "connected, the system resolver works through the approved servers".into()))
-                }
-                How::Udp(server, probe::Binding::Free) | How::Tcp(server, probe::Binding::Free)
-                    if kind.who != probe::Who::Guest && server.port() == 53 =>
-                {
-                    let via = is_approved(&approved, server.ip())?;
-                    Some((requirement, format!("connected, {} is an approved {via} server", server.ip())))
-                }
-                How::LinkLocal => {
-                    let address = IpAddr::from(crate::testbed::plan::LAN_LINK_LOCAL);
-                    let via = is_approved(&approved, address)?;
-                    Some((requirement, format!("connected, {address} is an approved {via} server")))
-                }
-                _ => None,
-            }
-        }
-        _ => None,
-    }
-}
-
-fn is_approved(approved: &super::policy::Approved, address: IpAddr) -> Option<&'static str> {
-    if approved.tunnel.contains(&address) {
-        Some("tunnel")
-    } else if approved.lan.iter().any(|server| server.address == address) {
-        Some("LAN")
-    } else {
-        None
-    }
-}
-
-/// What must be refused at once: DNS of the client itself, to where somebody would answer, and which is not permitted
-/// (an approved server behind a silent relay is).
-fn is_refused_by_policy(kind: &Kind, policy: &Policy) -> bool {
-    use crate::testbed::plan::{API, RELAY_V4};
-    let plain = matches!(kind.how, How::Udp(..) | How::Tcp(..) | How::LinkLocal | How::OldUdp(_));
-    let silent = [IpAddr::from(RELAY_V4), API.ip()];
-    let approved = policy.approved();
-    let permitted =
-        |address| approved.tunnel.contains(&address) || approved.lan.iter().any(|lan| lan.address == address);
-    // A forwarder on this machine may be asked: it is refused, and what it makes of that is its own.
-    let server = kind.server().filter(|server| !permitted(server.ip()) && !server.ip().is_loopback());
-    plain
-        && kind.who != probe::Who::Guest
-        && server.is_some_and(|server| server.port() == 53 && !silent.contains(&server.ip()))
-}
-
-fn is_slow(attempt: &Attempt) -> bool {
-    matches!(attempt.outcome, Outcome::NoAnswer { waited_ms, .. } if waited_ms >= AT_ONCE_MS)
-}
-
-fn words(attempt: &Attempt) -> String {
-    match &attempt.outcome {
-        Outcome::Answered { .. } => "answered".into(),
-        Outcome::NoAnswer { waited_ms, stage } => format!("nothing came within {waited_ms} ms ({stage:?})"),
-        Outcome::SendFailed { name, text, .. } => format!("{name}: {text}"),
-        Outcome::Refused(refusal) => format!("refused, {}: {}", refusal.how, refusal.text),
-        Outcome::ResolverError { code, text } => format!("{code}: {text}"),
-        Outcome::NotPossible { reason } => format!("not possible: {reason}"),
     }
 }
 

@@ -9,12 +9,14 @@ mod client;
 mod enter;
 mod isolate;
 mod node;
+mod priority;
 mod root;
 
 pub use client::{Client, client_init_main};
 pub use enter::{Process, ProcessEnd, Spawn, enter_main};
 pub use isolate::{Isolation, isolate};
 pub use node::Node;
+pub(crate) use priority::be_prompt;
 
 use std::{io, path::PathBuf};
 

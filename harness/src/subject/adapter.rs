@@ -1,11 +1,12 @@
 //! The adapter's process and the lines that go to and fro.
 
 use super::SubjectCommand;
-use crate::sandbox::{Client, Process, ProcessEnd, SandboxError, Spawn};
+use crate::sandbox::{Client, Node, Process, ProcessEnd, SandboxError, Spawn, be_prompt};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
     collections::HashMap,
+    io,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -15,7 +16,8 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{ChildStdin, ChildStdout},
+    net::unix::pipe,
+    process::ChildStdin,
     sync::{mpsc, oneshot},
     time::timeout,
 };
@@ -65,7 +67,7 @@ pub enum CallError {
 }
 
 type Answers = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, ErrorObject>>>>>;
-/// Called from the task that reads the adapter's lines, in order.
+/// Called from the thread that reads the adapter's lines, in order.
 pub type OnEvent = Arc<dyn Fn(SubjectEvent) + Send + Sync>;
 
 /// A running adapter.
@@ -75,6 +77,8 @@ pub struct Subject {
     lines: mpsc::UnboundedSender<Option<String>>,
     answers: Answers,
     next_id: AtomicU64,
+    /// Reads the adapter's lines. When a state was reported counts, however much else there is to do.
+    _reader: Node,
 }
 
 impl Subject {
@@ -112,7 +116,19 @@ impl Subject {
         let answers = Answers::default();
         let (lines, queue) = mpsc::unbounded_channel();
         tokio::spawn(write_lines(stdin, queue));
-        tokio::spawn(read_lines(stdout, answers.clone(), process.clone(), on_event.clone()));
+        let stdout = stdout.into_owned_fd().map_err(SandboxError::system("take the adapter's output"))?;
+        let reader = Node::start("subject", || {
+            be_prompt();
+            Ok(())
+        });
+        let reader = reader.await?;
+        let (answering, reading, told) = (answers.clone(), process.clone(), on_event.clone());
+        let begun = reader.run(move || async move {
+            let stdout = pipe::Receiver::from_owned_fd(stdout)?;
+            tokio::task::spawn_local(read_lines(stdout, answering, reading, told));
+            Ok::<_, io::Error>(())
+        });
+        begun.await?.map_err(SandboxError::system("read the adapter's output"))?;
         let mut end = process.end();
         let pending = answers.clone();
         tokio::spawn(async move {
@@ -124,7 +140,7 @@ impl Subject {
             pending.lock().expect("no holder panics").clear();
             on_event(SubjectEvent::Ended(how));
         });
-        Ok(Self { process, lines, answers, next_id: AtomicU64::new(1) })
+        Ok(Self { process, lines, answers, next_id: AtomicU64::new(1), _reader: reader })
     }
 
     /// Sends a request and gives back what its answer will be.
@@ -201,7 +217,7 @@ async fn write_lines(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceiver<O
     }
 }
 
-async fn read_lines(stdout: ChildStdout, answers: Answers, process: Arc<Process>, on_event: OnEvent) {
+async fn read_lines(stdout: pipe::Receiver, answers: Answers, process: Arc<Process>, on_event: OnEvent) {
     let mut reader = BufReader::with_capacity(1 << 16, stdout);
     let mut buffer = Vec::new();
     let (mut second, mut lines) = (Instant::now(), 0usize);

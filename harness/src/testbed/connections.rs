@@ -22,3 +22,40 @@ pub(super) async fn end(node: &Node) -> Result<(), SandboxError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::ErrorKind, net::Ipv4Addr, time::Duration};
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+
+    #[tokio::test]
+    async fn a_connection_that_is_open_at_both_ends_is_over() {
+        let node = match Node::new("alone").await {
+            Ok(node) => node,
+            Err(error) if std::env::var_os("WATERTIGHT_REQUIRE_PRIVILEGES").is_some_and(|value| value == "1") => {
+                panic!("{error}")
+            }
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let opened = node.run(|| async {
+            let route = Connection::<nlink::Route>::new()?;
+            route.set_link_up("lo").await?;
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr()?), listener.accept());
+            Ok::<_, nlink::Error>((near?, far?.0))
+        });
+        let (mut near, far) = opened.await.expect("the node runs").expect("a connection");
+
+        end(&node).await.expect("the node runs");
+
+        let read = node.run(|| async move { timeout(Duration::from_secs(5), near.read_u8()).await }).await;
+        let outcome = read.expect("the node runs").expect("nothing is told while the connection is open");
+        assert_eq!(outcome.expect_err("nobody sent anything").kind(), ErrorKind::ConnectionAborted);
+        drop(far);
+    }
+}

@@ -1,11 +1,11 @@
 //! The client's system bus: every call, answer and signal goes into the history, and after each of them, and after each
 //! change of a link, what the resolver services are set to, if that changed.
 
-use super::{Changes, WatchError, priority};
+use super::{Changes, WatchError};
 use crate::{
     history::{Event, Recorder, now},
     profile::{NetworkManagerSettings, ResolvedSettings, STUBS, connect_to_bus},
-    sandbox::Node,
+    sandbox::{Node, be_prompt},
     scenario::Profile,
 };
 use futures::{FutureExt, StreamExt};
@@ -58,7 +58,7 @@ pub(super) async fn start(
     let stopped = stopped.map(|_| ()).shared();
     let until = stopped.clone();
     let noting = move || async move {
-        priority::be_prompt();
+        be_prompt();
         let messages = monitor().await?;
         tokio::task::spawn_local(Noting { messages, own, owners, recorder }.run(news, until));
         Ok(())
