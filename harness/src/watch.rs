@@ -106,6 +106,8 @@ pub struct Watch {
     /// Dropped to stop listening to the system bus.
     bus: Option<oneshot::Sender<()>>,
     asked: watch::Receiver<Vec<String>>,
+    /// To the one who asks the forwarder.
+    forwarder: mpsc::UnboundedSender<forwarder::Wanted>,
 }
 
 impl Watch {
@@ -123,6 +125,7 @@ impl Watch {
         let (for_services, of_services) = (counted.clone(), recorder.clone());
         let (listening, stopped) = oneshot::channel();
         let (tell_asked, asked) = watch::channel(Vec::new());
+        let (forwarder, wanted) = mpsc::unbounded_channel();
         let versions = node
             .run(move || async move {
                 be_prompt();
@@ -143,7 +146,7 @@ impl Watch {
                     bus::start(profile, &prompt, recorder, changes, tell_asked, stopped).await?;
                 }
                 match profile.forwarder() {
-                    Some(which) => forwarder::start(which, of_services, for_services).await,
+                    Some(which) => forwarder::start(which, of_services, for_services, wanted).await,
                     None => Ok(()),
                 }
             })
@@ -156,6 +159,7 @@ impl Watch {
             tamper,
             bus: Some(listening),
             asked,
+            forwarder,
         })
     }
 
@@ -170,6 +174,15 @@ impl Watch {
     /// The servers that the resolver service asks, and those that follow.
     pub fn asked(&self) -> watch::Receiver<Vec<String>> {
         self.asked.clone()
+    }
+
+    /// Has the servers of a local forwarder as they are now in the history, where there is one.
+    pub async fn look(&self) -> Result<(), WatchError> {
+        let (done, known) = oneshot::channel();
+        // Nobody listens where there is none.
+        let is_watched = self.forwarder.send(done).is_ok();
+        let gone = |_| WatchError::Sandbox(SandboxError::NodeGone("watch".into()));
+        if is_watched { known.await.map_err(gone) } else { Ok(()) }
     }
 
     /// Stops listening to the system bus, which is about to end with the machine.

@@ -360,6 +360,7 @@ impl Engine {
         if let Some(subject) = self.subject.as_ref().filter(|subject| subject.process().ended().is_none()) {
             scope.ignore_pids.extend(inner_pid(subject.process().pid.as_raw()));
         }
+        self.watch.look().await?;
         let snapshot = self.topology.client.run(move || async move { snapshot::take(&scope).await }).await??;
         snapshot.write_to(&self.plan.folder.join(folder))?;
         // The file at this very moment: the watcher may still be on its way to the last version.

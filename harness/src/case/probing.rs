@@ -96,6 +96,7 @@ impl Engine {
     pub(super) async fn probe_window(&mut self) -> Result<(), CaseError> {
         self.window += 1;
         let window = self.window;
+        self.watch.look().await?;
         let identities = self.identities().await?;
         self.recorder.record(Event::Identities { identities: identities.clone() });
         self.markers.barrier(Cause::ProbesBegin);
@@ -143,6 +144,7 @@ impl Engine {
         for event in services.into_iter().chain(inbound) {
             self.recorder.record(event);
         }
+        self.watch.look().await?;
         self.markers.canary(Cause::ProbesEnd);
         self.markers.barrier(Cause::ProbesEnd);
         Ok(())
