@@ -55,7 +55,9 @@ mod tests {
 
         let read = node.run(|| async move { timeout(Duration::from_secs(5), near.read_u8()).await }).await;
         let outcome = read.expect("the node runs").expect("nothing is told while the connection is open");
-        assert_eq!(outcome.expect_err("nobody sent anything").kind(), ErrorKind::ConnectionAborted);
+        // By the kernel, or by the other end, if that was ended first.
+        let how = outcome.expect_err("nobody sent anything").kind();
+        assert!(matches!(how, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset), "{how}");
         drop(far);
     }
 }
