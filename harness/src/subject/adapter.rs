@@ -2,12 +2,16 @@
 
 use super::SubjectCommand;
 use crate::sandbox::{Client, Node, Process, ProcessEnd, SandboxError, Spawn, be_prompt};
+use futures::FutureExt;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
     collections::HashMap,
     io,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +22,7 @@ use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::unix::pipe,
     process::ChildStdin,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use watertight_protocol::{
@@ -122,24 +126,16 @@ impl Subject {
             Ok(())
         });
         let reader = reader.await?;
-        let (answering, reading, told) = (answers.clone(), process.clone(), on_event.clone());
+        let (answering, end, told) = (answers.clone(), process.end(), on_event);
+        let killed = process.clone();
+        let kill = move || drop(killed.signal(nix::sys::signal::Signal::SIGKILL));
         let begun = reader.run(move || async move {
             let stdout = pipe::Receiver::from_owned_fd(stdout)?;
-            tokio::task::spawn_local(read_lines(stdout, answering, reading, told));
+            let unread = stdout.as_fd().try_clone_to_owned()?;
+            tokio::task::spawn_local(read_until_the_end(stdout, unread, answering, end, kill, told));
             Ok::<_, io::Error>(())
         });
         begun.await?.map_err(SandboxError::system("read the adapter's output"))?;
-        let mut end = process.end();
-        let pending = answers.clone();
-        tokio::spawn(async move {
-            let how = match end.wait_for(Option::is_some).await {
-                Ok(how) => how.expect("waited for it"),
-                Err(_) => return,
-            };
-            // Dropping the senders tells every open call.
-            pending.lock().expect("no holder panics").clear();
-            on_event(SubjectEvent::Ended(how));
-        });
         Ok(Self { process, lines, answers, next_id: AtomicU64::new(1), _reader: reader })
     }
 
@@ -217,7 +213,55 @@ async fn write_lines(mut stdin: ChildStdin, mut queue: mpsc::UnboundedReceiver<O
     }
 }
 
-async fn read_lines(stdout: pipe::Receiver, answers: Answers, process: Arc<Process>, on_event: OnEvent) {
+/// How long what the process left in its pipe may take to be read. Somebody else may hold the pipe and go on writing.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Reads until the process has ended and every line that it wrote before was read; tells of the end behind them.
+async fn read_until_the_end(
+    stdout: pipe::Receiver,
+    unread: OwnedFd,
+    answers: Answers,
+    mut end: watch::Receiver<Option<ProcessEnd>>,
+    kill: impl Fn(),
+    on_event: OnEvent,
+) {
+    let mut reading = pin!(read_lines(stdout, answers.clone(), kill, on_event.clone()).fuse());
+    let mut is_read = false;
+    let how = loop {
+        tokio::select! {
+            biased;
+            how = end.wait_for(Option::is_some) => match how {
+                Ok(how) => break how.expect("waited for it"),
+                Err(_) => return,
+            },
+            () = &mut reading, if !is_read => is_read = true,
+        }
+    };
+    // What it has written is in the pipe: an answer must not come behind the end.
+    let last_lines = async {
+        while has_input(&unread) {
+            tokio::select! {
+                biased;
+                () = &mut reading => return,
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    };
+    if !is_read {
+        let _ = timeout(LAST_LINES, last_lines).await;
+    }
+    // Dropping the senders tells every open call.
+    answers.lock().expect("no holder panics").clear();
+    on_event(SubjectEvent::Ended(how));
+}
+
+/// Whether there is something to read, or nobody who could write.
+fn has_input(pipe: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+async fn read_lines(stdout: pipe::Receiver, answers: Answers, kill: impl Fn(), on_event: OnEvent) {
     let mut reader = BufReader::with_capacity(1 << 16, stdout);
     let mut buffer = Vec::new();
     let (mut second, mut lines) = (Instant::now(), 0usize);
@@ -239,7 +283,7 @@ async fn read_lines(stdout: pipe::Receiver, answers: Answers, process: Arc<Proce
             Err(violation) => Some(violation),
         };
         if let Some(violation) = violation {
-            let _ = process.signal(nix::sys::signal::Signal::SIGKILL);
+            kill();
             on_event(SubjectEvent::Violation(violation));
             // Drained, so that the dying process does not block; nothing more is believed.
             let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
@@ -300,5 +344,49 @@ fn handle_line(line: &[u8], answers: &Answers, on_event: &OnEvent) -> Result<(),
             let _ = tell.send(Ok(result.unwrap_or(Value::Null)));
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// What is told of a process that has ended, with this in its pipe, which somebody else still holds.
+    async fn told_after_the_end(written: &[u8]) -> (Vec<SubjectEvent>, Result<Value, CallError>) {
+        let (stdout, mut held) = io::pipe().expect("a pipe");
+        held.write_all(written).expect("it has room");
+        let answers = Answers::default();
+        let (tell, answer) = oneshot::channel();
+        answers.lock().expect("no holder panics").insert(7, tell);
+        let (_keep, end) = watch::channel(Some(ProcessEnd::Exited(0)));
+        let events: Arc<Mutex<Vec<SubjectEvent>>> = Arc::default();
+        let seen = events.clone();
+        let on_event: OnEvent = Arc::new(move |event| seen.lock().expect("no holder panics").push(event));
+        let unread = OwnedFd::from(stdout.try_clone().expect("a descriptor"));
+        let stdout = pipe::Receiver::from_owned_fd(stdout.into()).expect("a pipe to read");
+        read_until_the_end(stdout, unread, answers, end, || {}, on_event).await;
+        let answer = Pending { id: 7, method: "shutdown".into(), answer }.within(LAST_LINES).await;
+        let events = events.lock().expect("no holder panics").clone();
+        (events, answer)
+    }
+
+    #[tokio::test]
+    async fn what_a_process_wrote_before_it_ended_is_read_before_its_end_is_told() {
+        let (events, answer) = told_after_the_end(
+            b"{\"jsonrpc\":\"2.0\",\"method\":\"state_changed\",\"params\":{\"state\":\"disconnected\"}}\n\
+              {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{}}\n",
+        )
+        .await;
+        let state = SubjectEvent::State(State::Disconnected);
+        assert_eq!(events, [state, SubjectEvent::Answered, SubjectEvent::Ended(ProcessEnd::Exited(0))]);
+        assert_eq!(answer, Ok(serde_json::json!({})));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_no_answer() {
+        let (events, answer) = told_after_the_end(b"{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{}}").await;
+        assert_eq!(events, [SubjectEvent::Ended(ProcessEnd::Exited(0))]);
+        assert_eq!(answer, Err(CallError::Gone { method: "shutdown".into() }));
     }
 }
