@@ -48,7 +48,7 @@ pub struct CasePlan {
     pub sabotage: Option<Sabotage>,
 }
 
-/// Ways in which evidence goes missing; each must end in `INCONCLUSIVE`.
+/// Ways in which evidence goes missing; each must end in `INCONCLUSIVE`, but for [`Sabotage::LateNotice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sabotage {
@@ -64,6 +64,9 @@ pub enum Sabotage {
     LostCanary,
     /// The resolvers' log stops after the baseline.
     CutLog,
+    /// The watchers learn late of all that happens in a step, as on a machine that is busy elsewhere. Nothing is
+    /// missing then, and nothing may be found.
+    LateNotice,
 }
 
 /// A case that could not be run to its end. What was recorded until then is in the bundle.

@@ -26,8 +26,18 @@ pub struct Record {
     pub t: u64,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub mono: u64,
+    /// CLOCK_REALTIME, nanoseconds: when it can have happened at the earliest, where it was noticed by one who may be told late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
     /// What happened.
     pub event: Event,
+}
+
+impl Record {
+    /// When it can have happened at the earliest; `t` is when it had happened at the latest.
+    pub fn earliest(&self) -> u64 {
+        self.since.map_or(self.t, |since| since.min(self.t))
+    }
 }
 
 /// What a history can hold.
@@ -414,6 +424,22 @@ pub struct CaptureAccount {
     pub sent: Option<u64>,
 }
 
+/// When something was noticed, of CLOCK_REALTIME in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Noticed {
+    /// It had happened at the latest then.
+    pub at: u64,
+    /// It can have happened at the earliest then, where that is known.
+    pub since: Option<u64>,
+}
+
+impl Noticed {
+    /// Now, by the calling thread.
+    pub fn now() -> Self {
+        Self { at: now(libc::CLOCK_REALTIME), since: crate::sandbox::earliest() }
+    }
+}
+
 /// Writes a history.
 #[derive(Debug, Clone)]
 pub struct Recorder {
@@ -443,10 +469,16 @@ impl Recorder {
 
     /// Appends an event that happened at `t`.
     pub fn record_at(&self, t: u64, event: Event) -> u64 {
+        self.record_noticed(Noticed { at: t, since: None }, event)
+    }
+
+    /// Appends an event that was noticed.
+    pub fn record_noticed(&self, noticed: Noticed, event: Event) -> u64 {
         let mut inner = self.inner.lock().expect("no holder panics");
         let seq = inner.next;
         inner.next += 1;
-        let record = Record { seq, t, mono: now(libc::CLOCK_MONOTONIC), event };
+        let Noticed { at: t, since } = noticed;
+        let record = Record { seq, t, mono: now(libc::CLOCK_MONOTONIC), since, event };
         let written = serde_json::to_writer(&mut inner.file, &record)
             .map_err(io::Error::from)
             .and_then(|()| inner.file.write_all(b"\n"));

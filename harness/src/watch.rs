@@ -16,13 +16,13 @@ pub use resolver_file::ResolverFile;
 pub use version::{Version, nameservers};
 
 use crate::{
-    history::{Event, Recorder, now},
+    history::{Event, Noticed, Recorder},
     sandbox::{Node, SandboxError, be_prompt},
     scenario::{Change, Profile, Tamper},
 };
 use futures::StreamExt;
 use nlink::{Connection, Nftables, Route, RtnetlinkGroup, netlink::nftables::NftablesEvent};
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// A watcher that could not be started or went blind.
@@ -80,8 +80,8 @@ pub struct Changes {
     pub versions: u64,
     /// Changes of links, addresses, routes and rules.
     pub network: u64,
-    /// When the last of these was noticed, as the wall clock has it, in nanoseconds.
-    pub network_at: u64,
+    /// When the last of these was noticed.
+    pub network_at: Option<Noticed>,
 }
 
 impl Changes {
@@ -98,8 +98,8 @@ impl Changes {
 /// Running watchers; they stop with the node.
 #[derive(Debug)]
 pub struct Watch {
-    _nodes: [Node; 2],
-    _bus_node: Arc<Node>,
+    nodes: [Node; 2],
+    bus_node: Arc<Node>,
     versions: watch::Receiver<Version>,
     changes: watch::Receiver<Changes>,
     tamper: mpsc::UnboundedSender<Tampering>,
@@ -129,6 +129,7 @@ impl Watch {
         let versions = node
             .run(move || async move {
                 be_prompt();
+                tokio::task::spawn_local(stay_awake());
                 let file = ResolverFile::open(resolver_file)?;
                 let (tell, versions) = watch::channel(file.version()?);
                 start_generations(recorder.clone(), versions.clone(), counted.clone()).await?;
@@ -152,8 +153,8 @@ impl Watch {
             })
             .await??;
         Ok(Self {
-            _nodes: [node, services],
-            _bus_node: bus_node,
+            nodes: [node, services],
+            bus_node,
             versions,
             changes,
             tamper,
@@ -171,13 +172,24 @@ impl Watch {
         result.await.map_err(|_| gone())?
     }
 
+    /// Keeps the watchers from looking, for the harness's own tests.
+    pub(crate) async fn hold(&self, duration: Duration) {
+        // Blocks the nodes' threads, which nothing else does.
+        let hold = move || async move { std::thread::sleep(duration) };
+        let (watch, bus) = (self.nodes[0].run(hold), self.bus_node.run(hold));
+        // Begun when it is polled, and awaited by nobody.
+        let _ = tokio::time::timeout(Duration::ZERO, futures::future::join(watch, bus)).await;
+    }
+
     /// The servers that the resolver service asks, and those that follow.
     pub fn asked(&self) -> watch::Receiver<Vec<String>> {
         self.asked.clone()
     }
 
-    /// Has the servers of a local forwarder as they are now in the history, where there is one.
+    /// Has everything in the history that happened until now: what waits to be read, however late the watchers are, and the servers
+    /// of a local forwarder as they are now, where there is one.
     pub async fn look(&self) -> Result<(), WatchError> {
+        futures::future::try_join(self.nodes[0].run(read_all), self.bus_node.run(read_all)).await?;
         let (done, known) = oneshot::channel();
         // Nobody listens where there is none.
         let is_watched = self.forwarder.send(done).is_ok();
@@ -201,6 +213,27 @@ impl Watch {
     }
 }
 
+/// Lets the node's other tasks read what there is to read: a task that steps back goes on when the kernel was asked for more, and the
+/// others had their turn.
+async fn read_all() {
+    /// What is read passes through several tasks, which hand on so many messages at a time that a few turns are enough.
+    const TURNS: usize = 32;
+    for _ in 0..TURNS {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Wakes the node often. What a node learns had not happened when it last woke up but one, so that nothing is told more vaguely than
+/// this, and what was told late shows.
+async fn stay_awake() {
+    const OFTEN: Duration = Duration::from_millis(10);
+    let mut ticks = tokio::time::interval(OFTEN);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+    }
+}
+
 async fn start_generations(
     recorder: Recorder,
     resolver: watch::Receiver<Version>,
@@ -218,11 +251,11 @@ async fn start_generations(
         while let Some(event) = events.next().await {
             match event {
                 Ok(NftablesEvent::NewGen(generation)) => {
-                    let t = now(libc::CLOCK_REALTIME);
+                    let noticed = Noticed::now();
                     // Read at once: what the file is now, it was at the latest after this generation took effect.
                     let resolver = Version::read(&path).map(|version| version.hash).ok();
-                    recorder.record_at(
-                        t,
+                    recorder.record_noticed(
+                        noticed,
                         Event::Generation {
                             id: generation.id,
                             process: generation.proc_name,
@@ -282,11 +315,11 @@ async fn start_network(recorder: Recorder, counted: watch::Sender<Changes>) -> R
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    let (t, text) = (now(libc::CLOCK_REALTIME), format!("{event:?}"));
-                    recorder.record_at(t, Event::Network { change: text.chars().take(400).collect() });
+                    let (noticed, text) = (Noticed::now(), format!("{event:?}"));
+                    recorder.record_noticed(noticed, Event::Network { change: text.chars().take(400).collect() });
                     counted.send_modify(|changes| {
                         changes.network += 1;
-                        changes.network_at = t;
+                        changes.network_at = Some(noticed);
                     });
                 }
                 Err(error) => {

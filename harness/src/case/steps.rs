@@ -1,7 +1,7 @@
 //! Carries out the steps of a scenario.
 
 use super::{
-    CaseError,
+    CaseError, Sabotage,
     engine::{ANSWER, Engine},
     machine::STATE_DIR,
 };
@@ -24,6 +24,8 @@ const ASKING: Duration = Duration::from_millis(20);
 pub(super) const TO_CORRECTION: Duration = Duration::from_secs(4);
 /// A removed interface is told by the kernel at once.
 pub(super) const TO_NOTICE: Duration = Duration::from_secs(3);
+/// For so long the watchers of [`Sabotage::LateNotice`] learn nothing: longer than a subject takes to disconnect.
+const LATE: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// Carries out one step. `false` when the subject is in no condition to go on.
@@ -44,6 +46,10 @@ impl Engine {
     }
 
     async fn act(&mut self, index: usize, step: &Step) -> Result<bool, CaseError> {
+        let is_late = matches!(step, Step::Connect(_) | Step::Disconnect(_));
+        if is_late && self.plan.sabotage == Some(Sabotage::LateNotice) {
+            self.watch.hold(LATE).await;
+        }
         match step {
             Step::Connect(target) => self.call_and_wait(method::CONNECT, json!({}), *target).await,
             Step::Disconnect(target) => self.call_and_wait(method::DISCONNECT, json!({}), *target).await,

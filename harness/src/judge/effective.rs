@@ -28,6 +28,13 @@ pub struct Effective<'a> {
     pub changed: Option<u64>,
 }
 
+impl Effective<'_> {
+    /// When it can have come into force at the earliest: what is noticed late is no fault of the subject's.
+    pub fn earliest(&self) -> u64 {
+        self.changed.unwrap_or_else(|| self.record.earliest())
+    }
+}
+
 /// All of a recording, in order.
 pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
     let mut services = Services::default();
@@ -39,7 +46,7 @@ pub fn effective(recording: &Recording) -> Vec<Effective<'_>> {
         match &record.event {
             // It is asked afterwards what it is set to, which takes a while, in which it may be told the same again.
             Event::Bus { message, link: Some(_), member, .. } if message == "call" && tells(member) => {
-                told.get_or_insert(record.t);
+                told.get_or_insert(record.earliest());
             }
             Event::File { cause, by_harness, hash, content, changed, .. } => {
                 file = Some((hash, content));

@@ -2,7 +2,7 @@
 //! asks.
 
 use super::{
-    effective::effective,
+    effective::{Effective, effective},
     order::is_approved,
     policy::{Mode, approved},
     recording::Recording,
@@ -128,7 +128,7 @@ fn others_asked(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
             continue;
         }
         let was_approved = known.iter().any(|settings| is_approved(&version.content, settings));
-        let until = versions.get(index + 1).map_or(u64::MAX, |next| next.record.t);
+        let until = versions.get(index + 1).map_or(u64::MAX, Effective::earliest);
         let steady = timeline.intervals.iter().find(|interval| {
             let (begin, end) = interval.time;
             let overlap = until.min(end).saturating_sub(version.record.t.max(begin));

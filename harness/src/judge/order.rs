@@ -127,7 +127,7 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
             version.cause == "service" && recording.header.axes.profile.forwarder().is_some()
         };
         let Some(restored) = restored.filter(|version| !noticed_late(version)) else { continue };
-        let Some(restored_at) = restored.changed.or(Some(restored.record.t)) else { continue };
+        let restored_at = restored.earliest();
         let blocking = Policy::of(State::Disconnecting, Some(settings));
         let first = timeline
             .intervals
@@ -262,17 +262,16 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[E
         let (Some(settings), t) = (settings_at(recording, at), recording.records[at].t) else { continue };
         // A notification may be read late, when the next call has begun to put things back: a version counts that was in
         // force within the time that a transition may take.
-        let made = |version: &Effective<'_>| version.changed.unwrap_or(version.record.t);
         let set = versions.iter().enumerate().any(|(index, version)| {
             let replaced = versions.get(index + 1).map_or(u64::MAX, |next| next.record.t);
             is_approved(&version.content, settings)
-                && made(version) <= t + TICK
+                && version.earliest() <= t + TICK
                 && replaced >= t.saturating_sub(TRANSITION)
         });
         if !set {
             let later = versions.iter().find(|version| version.at > at && is_approved(&version.content, settings));
             let after = later.map_or("never in this case".to_owned(), |version| {
-                format!("{:.0} ms later", version.record.t.saturating_sub(t) as f64 / 1e6)
+                format!("{:.0} ms later", version.earliest().saturating_sub(t) as f64 / 1e6)
             });
             let interval = timeline.at_record(at);
             found.push(finding(
@@ -442,12 +441,12 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, versions: &[Effect
         let Some(settings) = settings_at(recording, version.at).filter(|_| watched) else { continue };
         let corrected = versions.iter().find(|later| later.at > version.at && is_approved(&later.content, settings));
         let late = match corrected {
-            Some(later) => later.record.t.saturating_sub(version.record.t) > CORRECTION,
+            Some(later) => later.earliest().saturating_sub(version.record.t) > CORRECTION,
             None => true,
         };
         if late {
             let when = corrected.map_or("never".to_owned(), |later| {
-                format!("after {:.1} s", later.record.t.saturating_sub(version.record.t) as f64 / 1e9)
+                format!("after {:.1} s", later.earliest().saturating_sub(version.record.t) as f64 / 1e9)
             });
             found.push(finding(
                 "STA-5",

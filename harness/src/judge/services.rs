@@ -132,7 +132,7 @@ fn corrected_late(recording: &Recording, timeline: &Timeline, views: &[View<'_>]
             match (approved(view.asked, settings), wrong) {
                 (false, None) => wrong = Some(view),
                 (true, Some(since)) => {
-                    longest = longest.max(view.record.t.saturating_sub(since.record.t));
+                    longest = longest.max(view.record.earliest().saturating_sub(since.record.t));
                     wrong = None;
                 }
                 _ => {}
@@ -182,7 +182,7 @@ fn applied_late(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
                     wrong = Some((t, &version.content));
                 }
                 Some((since, content)) if servers.is_empty() || is_approved(&version.content, settings) => {
-                    longest = longest.max((t.saturating_sub(since), content));
+                    longest = longest.max((version.earliest().saturating_sub(since), content));
                     wrong = None;
                 }
                 _ => {}

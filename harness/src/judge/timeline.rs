@@ -9,7 +9,7 @@ use super::{
     recording::Recording,
 };
 use crate::{
-    history::{Cause, Event, MarkerKind},
+    history::{Cause, Event, MarkerKind, Record},
     scenario::{Fault, RelayMode, Step},
 };
 use watertight_protocol::{Settings, State};
@@ -431,11 +431,12 @@ impl<'a> Walk<'a> {
         before.is_some_and(|step| matches!(step, Step::Send(_) | Step::Await(_)))
     }
 
-    /// When a transition that was over at `end` began: with the first configuration event after `since`.
+    /// When a transition that was over at `end` began: with the first configuration event after `since`. One that was noticed after
+    /// the end may have happened before it.
     fn transition_start(&self, since: u64, end: u64) -> u64 {
-        let first_change = self.recording.records.iter().find(|record| {
+        let changes = self.recording.records.iter().filter(|record| {
             record.t >= since
-                && record.t <= end
+                && record.earliest() <= end
                 && matches!(
                     record.event,
                     Event::Generation { .. }
@@ -444,8 +445,8 @@ impl<'a> Walk<'a> {
                         | Event::File { by_harness: false, .. }
                 )
         });
-        match first_change {
-            Some(change) => change.t.saturating_sub(NOTICE).max(since).max(end.saturating_sub(TRANSITION)),
+        match changes.map(Record::earliest).min() {
+            Some(change) => change.saturating_sub(NOTICE).max(since).max(end.saturating_sub(TRANSITION)),
             None => end.saturating_sub(NOTICE).max(since),
         }
     }

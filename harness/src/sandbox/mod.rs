@@ -16,6 +16,7 @@ pub use client::{Client, client_init_main};
 pub use enter::{Process, ProcessEnd, Spawn, enter_main};
 pub use isolate::{Isolation, isolate};
 pub use node::Node;
+pub(crate) use node::earliest;
 pub(crate) use priority::be_prompt;
 
 use std::{io, path::PathBuf};

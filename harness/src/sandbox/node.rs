@@ -3,11 +3,30 @@
 //! Work is sent to the thread; nothing that holds a namespace crosses an `.await` on another thread.
 
 use super::SandboxError;
-use std::{fs::File, future::Future, io, os::fd::OwnedFd, pin::Pin, thread};
+use crate::history::now;
+use std::{cell::Cell, fs::File, future::Future, io, os::fd::OwnedFd, pin::Pin, thread};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{LocalSet, spawn_local},
 };
+
+thread_local! {
+    /// When the calling thread woke up last, and the time before that: CLOCK_REALTIME, nanoseconds.
+    static WOKEN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// The earliest time, of CLOCK_REALTIME in nanoseconds, at which something can have happened of which the calling node learns now:
+/// what had happened before, it was told of when it woke up the last time but one. A kernel that keeps a thread waiting tells it late,
+/// of many things at once, and nobody else knows how late. `None` where that is not known.
+pub(crate) fn earliest() -> Option<u64> {
+    let (_, before) = WOKEN.get();
+    (before != 0).then_some(before)
+}
+
+fn woken() {
+    let (last, _) = WOKEN.get();
+    WOKEN.set((now(libc::CLOCK_REALTIME), last));
+}
 
 type Work = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
@@ -43,6 +62,7 @@ impl Node {
                 let runtime = match enter().and_then(|()| {
                     tokio::runtime::Builder::new_current_thread()
                         .enable_all()
+                        .on_thread_unpark(woken)
                         .build()
                         .map_err(SandboxError::system("start a runtime"))
                 }) {

@@ -3,7 +3,7 @@
 
 use super::{Changes, WatchError};
 use crate::{
-    history::{Event, Recorder, now},
+    history::{Event, Noticed, Recorder},
     profile::{NetworkManagerSettings, ResolvedSettings, STUBS, connect_to_bus},
     sandbox::{Node, be_prompt},
     scenario::Profile,
@@ -51,7 +51,7 @@ pub(super) async fn start(
         // What stands between programs and servers.
         let tell = (service == Looked::Resolved || !profile.has_resolved()).then(|| asked.clone());
         let mut looking = Looking { service, bus: asking.clone(), recorder: recorder.clone(), last: None, tell };
-        looking.look(now(libc::CLOCK_REALTIME), "start").await.map_err(failed)?;
+        looking.look(Noticed::now(), "start").await.map_err(failed)?;
         eyes.push(looking);
     }
     let (news, heard) = watch::channel(News::default());
@@ -59,6 +59,7 @@ pub(super) async fn start(
     let until = stopped.clone();
     let noting = move || async move {
         be_prompt();
+        tokio::task::spawn_local(super::stay_awake());
         let messages = monitor().await?;
         tokio::task::spawn_local(Noting { messages, own, owners, recorder }.run(news, until));
         Ok(())
@@ -97,9 +98,9 @@ impl Noting {
             };
             match message {
                 Some(Ok(message)) => {
-                    let t = now(libc::CLOCK_REALTIME);
-                    if let Some(cause) = note(&message, t, &self.own, &self.recorder, &mut self.owners) {
-                        news.send_modify(|news| news.add(t, cause));
+                    let noticed = Noticed::now();
+                    if let Some(cause) = note(&message, noticed, &self.own, &self.recorder, &mut self.owners) {
+                        news.send_modify(|news| news.add(noticed, cause));
                     }
                 }
                 Some(Err(error)) => {
@@ -120,7 +121,7 @@ struct News {
     /// How many there have been.
     count: u64,
     /// When the last ones came.
-    times: VecDeque<u64>,
+    times: VecDeque<Noticed>,
     /// The last one.
     cause: String,
 }
@@ -129,9 +130,9 @@ impl News {
     /// So many times are kept: more than come while a service is asked for its settings.
     const KEPT: usize = 256;
 
-    fn add(&mut self, t: u64, cause: String) {
+    fn add(&mut self, noticed: Noticed, cause: String) {
         self.count += 1;
-        self.times.push_back(t);
+        self.times.push_back(noticed);
         if self.times.len() > Self::KEPT {
             self.times.pop_front();
         }
@@ -139,7 +140,7 @@ impl News {
     }
 
     /// When the first one came that is not among the first `seen`.
-    fn first_after(&self, seen: u64) -> Option<u64> {
+    fn first_after(&self, seen: u64) -> Option<Noticed> {
         let unseen = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX);
         self.times.get(self.times.len().saturating_sub(unseen)).copied()
     }
@@ -183,7 +184,7 @@ impl Looking {
         let mut seen = network.borrow().network;
         let mut known = heard.borrow().count;
         loop {
-            let (t, cause) = tokio::select! {
+            let (noticed, cause) = tokio::select! {
                 biased;
                 () = &mut stopped => return,
                 changed = heard.changed() => {
@@ -192,7 +193,7 @@ impl Looking {
                     }
                     // Whatever is seen now has changed after the first of them at the earliest.
                     let news = heard.borrow_and_update();
-                    let first = news.first_after(known).unwrap_or_else(|| now(libc::CLOCK_REALTIME));
+                    let first = news.first_after(known).unwrap_or_else(Noticed::now);
                     known = news.count;
                     (first, news.cause.clone())
                 }
@@ -205,13 +206,13 @@ impl Looking {
                         continue;
                     }
                     seen = changes.network;
-                    (changes.network_at, "network".to_owned())
+                    (changes.network_at.unwrap_or_else(Noticed::now), "network".to_owned())
                 }
             };
             let looked = tokio::select! {
                 biased;
                 () = &mut stopped => return,
-                looked = self.look(t, &cause) => looked,
+                looked = self.look(noticed, &cause) => looked,
             };
             // One that was stopped answers when it goes on, and how long that takes is the scenario's to say.
             let again = matches!(&looked, Err(error) if is_timeout(error));
@@ -219,7 +220,7 @@ impl Looking {
                 tokio::select! {
                     biased;
                     () = &mut stopped => return,
-                    looked = self.look(t, &cause) => looked,
+                    looked = self.look(noticed, &cause) => looked,
                 }
             } else {
                 looked
@@ -232,8 +233,8 @@ impl Looking {
         }
     }
 
-    /// Records what it is set to, if that changed; `t` is when the change may have happened at the earliest.
-    async fn look(&mut self, t: u64, cause: &str) -> zbus::Result<()> {
+    /// Records what it is set to, if that changed; `noticed` is the first that may have changed it.
+    async fn look(&mut self, noticed: Noticed, cause: &str) -> zbus::Result<()> {
         let (service, view) = match self.service {
             Looked::Resolved => {
                 let settings = ResolvedSettings::read(&self.bus).await?;
@@ -258,13 +259,13 @@ impl Looking {
         }
         let View { asked, at, text: settings } = view;
         let (service, cause) = (service.into(), cause.into());
-        self.recorder.record_at(t, Event::Resolver { service, cause, asked, at, settings });
+        self.recorder.record_noticed(noticed, Event::Resolver { service, cause, asked, at, settings });
         Ok(())
     }
 }
 
 /// Records a message; gives back its summary if it may have changed something. What the harness itself asks is left out.
-fn note(message: &Message, t: u64, own: &str, recorder: &Recorder, owners: &mut Owners) -> Option<String> {
+fn note(message: &Message, noticed: Noticed, own: &str, recorder: &Recorder, owners: &mut Owners) -> Option<String> {
     let header = message.header();
     let text = |value: Option<String>| value.unwrap_or_default();
     let sender = text(header.sender().map(ToString::to_string));
@@ -288,8 +289,8 @@ fn note(message: &Message, t: u64, own: &str, recorder: &Recorder, owners: &mut 
     let link = if kind == "call" { link(&interface, &member, &path, &body) } else { None };
     let body = if body.is_empty() { String::new() } else { readable(&body) };
     let cause = format!("{kind} {interface}.{member}");
-    recorder.record_at(
-        t,
+    recorder.record_noticed(
+        noticed,
         Event::Bus {
             message: kind.into(),
             serial: message.primary_header().serial_num().into(),
@@ -385,19 +386,21 @@ struct View {
 
 #[cfg(test)]
 mod tests {
-    use super::News;
+    use super::{News, Noticed};
 
     #[test]
     fn the_first_message_that_was_not_seen_is_told_even_among_many() {
         let mut news = News::default();
         assert_eq!(news.first_after(0), None);
-        (1..=5).for_each(|t| news.add(t * 10, "signal".into()));
-        assert_eq!(news.first_after(0), Some(10));
-        assert_eq!(news.first_after(3), Some(40));
-        assert_eq!(news.first_after(5), None);
-        (6..=1000).for_each(|t| news.add(t * 10, "signal".into()));
-        assert_eq!(news.first_after(999), Some(10_000));
+        let noticed = |at: u64| Noticed { at, since: None };
+        let first_after = |news: &News, seen| news.first_after(seen).map(|noticed| noticed.at);
+        (1..=5).for_each(|t| news.add(noticed(t * 10), "signal".into()));
+        assert_eq!(first_after(&news, 0), Some(10));
+        assert_eq!(first_after(&news, 3), Some(40));
+        assert_eq!(first_after(&news, 5), None);
+        (6..=1000).for_each(|t| news.add(noticed(t * 10), "signal".into()));
+        assert_eq!(first_after(&news, 999), Some(10_000));
         // More than are kept: the earliest that is known.
-        assert_eq!(news.first_after(5), Some((1000 - News::KEPT as u64 + 1) * 10));
+        assert_eq!(first_after(&news, 5), Some((1000 - News::KEPT as u64 + 1) * 10));
     }
 }

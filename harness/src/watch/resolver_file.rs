@@ -11,7 +11,10 @@ use super::{
     tamper::Outsider,
     version::{Version, folder_of},
 };
-use crate::history::{Event, Recorder, now};
+use crate::{
+    history::{Event, Noticed, Recorder, now},
+    sandbox::earliest,
+};
 use futures::{FutureExt, StreamExt};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use mounts::MountTable;
@@ -87,8 +90,8 @@ impl ResolverFile {
         let mut outsider = Outsider::default();
         let mut nodes = Nodes::beside_of(&path);
         let record = |t: u64, cause: &str, version: Version, own: &[String]| {
-            recorder.record_at(
-                t,
+            recorder.record_noticed(
+                Noticed { at: t, since: earliest() },
                 Event::File {
                     path: path.clone(),
                     cause: cause.into(),

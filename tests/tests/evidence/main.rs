@@ -1,7 +1,7 @@
 //! Evidence cannot be faked by accident: whatever goes missing, the verdict is `INCONCLUSIVE` and says what is missing.
 //!
 //! Two kinds of trials: a run whose evidence is damaged while it is taken (`--sabotage`), and a finished `PASS` bundle that is
-//! damaged afterwards and judged again.
+//! damaged afterwards and judged again. And one that is no damage: watchers that are late.
 
 mod damage;
 
@@ -29,10 +29,11 @@ fn main() {
     let sabotages = SABOTAGES
         .iter()
         .map(|(name, words)| trial(&format!("recorded::{name}"), reason.as_deref(), || recorded_with(name, words)));
+    let late = trial("late-notice", reason.as_deref(), nothing_is_found_where_the_watchers_are_late);
     let damages = DAMAGES
         .iter()
         .map(|damage| trial(&format!("finished::{}", damage.name), reason.as_deref(), || judged_after(damage)));
-    let trials = sabotages.chain(damages).collect();
+    let trials = sabotages.chain([late]).chain(damages).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -53,6 +54,24 @@ fn recorded_with(sabotage: &str, words: &[&str]) -> Result<(), Failed> {
             bundle.keep().display()
         )
         .into()),
+    }
+}
+
+/// What is noticed late, and was done in time, is no finding, and nothing is missing.
+fn nothing_is_found_where_the_watchers_are_late() -> Result<(), Failed> {
+    let scenario = ["--scenario", "states/connect-disconnect", "--case", "*+default", "--sabotage", "late-notice"];
+    let bundle = Bundle::record(&scenario);
+    match (bundle.ran.code(), bundle.others().as_slice()) {
+        (Some(0), []) => Ok(()),
+        (code, others) => {
+            let others = others.join("\n");
+            let place = bundle.keep();
+            Err(format!(
+                "expected PASS of every case; got exit code {code:?} and\n{others}\nbundle: {}",
+                place.display()
+            )
+            .into())
+        }
     }
 }
 
