@@ -238,7 +238,7 @@ pub enum Event {
         error: Option<String>,
         /// The arguments, readable; no more than 1000 characters.
         body: String,
-        /// The link that a call to systemd-resolved is about.
+        /// The link that a call to systemd-resolved or systemd-networkd is about.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         link: Option<String>,
         /// The name of the service that sent it, if a service that configures links did.

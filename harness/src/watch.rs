@@ -225,7 +225,7 @@ async fn read_all() {
 
 /// Wakes the node often. What a node learns had not happened when it last woke up but one, so that nothing is told more vaguely than
 /// this, and what was told late shows.
-async fn stay_awake() {
+pub(crate) async fn stay_awake() {
     const OFTEN: Duration = Duration::from_millis(10);
     let mut ticks = tokio::time::interval(OFTEN);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

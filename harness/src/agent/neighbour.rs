@@ -54,6 +54,17 @@ async fn resolve_now(address: IpAddr, interface: &str) -> std::result::Result<Op
         .map_err(|error| format!("ask the kernel to use it: {error}"))?;
 
     let mut events = watch.into_events().await;
+    // Somebody's packet may have had it resolved since it was deleted; then there is nothing more to be told.
+    let known = control.get_neighbors().await.map_err(|error| format!("list neighbours: {error}"))?;
+    let resolved = known.iter().find(|neighbour| {
+        neighbour.ifindex() == index
+            && neighbour.destination() == Some(&address)
+            && neighbour.state() == NeighborState::Reachable
+    });
+    if let Some(neighbour) = resolved {
+        let mac = neighbour.lladdr().and_then(|mac| <[u8; 6]>::try_from(mac).ok());
+        return Ok(mac.map(MacAddress));
+    }
     let reachable = async {
         while let Some(event) = events.next().await {
             let Ok(NetworkEvent::NewNeighbor(neighbour)) = event else { continue };

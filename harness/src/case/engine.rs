@@ -10,11 +10,11 @@ use super::{
 use crate::{
     agent::AgentClient,
     capture::{MarkerSender, quiet_veth},
-    history::{CaseHeader, Cause, Event, FORMAT, Recorder},
+    history::{CaseHeader, Cause, Event, FORMAT, Noticed, Recorder},
     profile::Services,
-    sandbox::{Client, Isolation, Process, Spawn},
+    sandbox::{Client, Isolation, Node, Process, Spawn},
     scenario::{Expected, Family, SettingsPatch, Step, Tamper},
-    snapshot::{self, Scope},
+    snapshot::{self, Daemon, Scope},
     subject::{Subject, SubjectEvent},
     testbed::{FarSide, Topology, plan::*},
     watch::{Changes, Version, Watch},
@@ -204,7 +204,7 @@ impl Engine {
             [client.node("watch").await?, client.node("watch-bus").await?, client.node("watch-services").await?];
         let watch = Watch::start(watchers, recorder.clone(), RESOLV_CONF.into(), profile).await?;
         let mut ignore_pids = vec![1, root.client.ping().await?.0];
-        ignore_pids.extend(services.pids());
+        let daemons = daemons(&topology.client, services.pids()).await?;
         if let Some(user) = &user {
             ignore_pids.push(user.client.ping().await?.0);
         }
@@ -218,6 +218,7 @@ impl Engine {
             lower,
             extra_trees: client.own_folders(),
             ignore_pids,
+            services: daemons,
             ignore_paths: profile.bookkeeping().iter().map(PathBuf::from).collect(),
             state_dir: Some(STATE_DIR.into()),
             profile,
@@ -408,7 +409,7 @@ impl Engine {
                 }
                 // A repeated notification is no transition.
                 if known.borrow().state != Some(state) {
-                    recorder.record(Event::State { state });
+                    recorder.record_noticed(Noticed::now(), Event::State { state });
                     markers.barrier(Cause::State { state });
                 }
                 known.send_modify(|known| {
@@ -491,6 +492,14 @@ async fn start_agent_beside(node: &crate::sandbox::Node) -> Result<Agent, CaseEr
         .map_err(|source| CaseError::File { action: "start a probe agent".into(), source })?;
     let (output, input) = (child.stdout.take().expect("piped"), child.stdin.take().expect("piped"));
     Ok(Agent { client: AgentClient::new(output, input, |_| {}), _process: AgentProcess::Beside(child) })
+}
+
+/// The daemons of these numbers, as the client's own /proc has them.
+pub(super) async fn daemons(client: &Node, pids: Vec<u32>) -> Result<Vec<Daemon>, CaseError> {
+    let command = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    Ok(client
+        .run(move || async move { pids.into_iter().map(|pid| Daemon { pid, command: command(pid) }).collect() })
+        .await?)
 }
 
 fn drain(mut stderr: tokio::process::ChildStderr) {

@@ -2,7 +2,7 @@
 
 use super::{
     CaseError,
-    engine::{ANSWER, Engine},
+    engine::{ANSWER, Engine, daemons},
     steps::TO_CORRECTION,
 };
 use crate::{history::Event, profile::Services, scenario::ServiceChange, testbed::plan::*};
@@ -50,7 +50,7 @@ impl Engine {
                     ServiceChange::Start => self.services.start_resolved(&self.client, node, folder).await?,
                     _ => self.services.restart(profile, &self.client, node, folder).await?,
                 };
-                self.scope.ignore_pids.push(started.pid);
+                self.scope.services.extend(daemons(&self.topology.client, vec![started.pid]).await?);
                 self.recorder.record(Event::ServiceStarted(started));
                 if change == ServiceChange::Start {
                     return Ok(self.service_is(&mut asked, "on the bus", |asked| !asked.is_empty()).await);
@@ -106,7 +106,7 @@ impl Engine {
         self.far.change_lease();
         let started = self.services.renew_lease(profile, &self.client, node, folder).await?;
         if let Some(started) = started {
-            self.scope.ignore_pids.push(started.pid);
+            self.scope.services.extend(daemons(&self.topology.client, vec![started.pid]).await?);
             self.recorder.record(Event::ServiceStarted(started));
         }
         if timeout(ANSWER, acknowledged.wait_for(|count| *count > before)).await.is_err() {

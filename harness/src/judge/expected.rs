@@ -148,14 +148,14 @@ pub fn findings(recording: &Recording, timeline: &Timeline) -> Unmet {
                     format!("expected the subject to end in order; its process ended: {how}"),
                 ));
             }
-            Event::Answer { id, method, error: None, .. } if method == "disconnect" => {
+            Event::Answer { id, method, error: None, .. } if method == "disconnect" || method == "shutdown" => {
                 if let Some(late) = carried_out_after(recording, at, *id) {
                     certain.push(finding(
-                        "RST-1",
+                        if method == "shutdown" { "RST-5" } else { "RST-1" },
                         "X06",
                         Verdict::Failed,
                         interval.label(steps, record.t),
-                        format!("expected 'disconnect' to be answered when it is done; {late}"),
+                        format!("expected '{method}' to be answered when it is done; {late}"),
                     ));
                 }
             }
@@ -268,7 +268,7 @@ fn asked_for<'a>(recording: &Recording, at: usize, requirement: &'a str) -> &'a 
     }
 }
 
-/// What of a `disconnect` came after its answer, if nothing else was asked for meanwhile.
+/// What of a `disconnect` or a `shutdown` came after its answer, if nothing else was asked for meanwhile.
 fn carried_out_after(recording: &Recording, answer: usize, id: u64) -> Option<String> {
     let (before, after) = recording.records.split_at(answer);
     let last = before.iter().rev().find_map(|record| match &record.event {
@@ -279,6 +279,7 @@ fn carried_out_after(recording: &Recording, answer: usize, id: u64) -> Option<St
         return None;
     }
     let answered = after.first()?.t;
+    let after_it = |t: u64| format!("{:.1} ms after the answer", (t - answered) as f64 / 1e6);
     after
         .iter()
         .take_while(|record| {
@@ -286,12 +287,17 @@ fn carried_out_after(recording: &Recording, answer: usize, id: u64) -> Option<St
         })
         .find_map(|record| match &record.event {
             Event::File { by_harness: false, cause, changed: Some(changed), .. } if cause != "snapshot" => {
-                (*changed > answered + SETTLED).then(|| {
-                    format!(
-                        "the resolver file was changed {:.1} ms after the answer",
-                        (*changed - answered) as f64 / 1e6
-                    )
-                })
+                (*changed > answered + SETTLED).then(|| format!("the resolver file was changed {}", after_it(*changed)))
+            }
+            Event::Generation { id, .. } if record.earliest() > answered + SETTLED => {
+                Some(format!("the firewall was changed {} (generation {id})", after_it(record.earliest())))
+            }
+            Event::Bus { message, link: Some(link), service: None, member, .. }
+                if message == "call"
+                    && record.earliest() > answered + SETTLED
+                    && (member.starts_with("Set") || member.starts_with("Revert")) =>
+            {
+                Some(format!("{link} was told {member} {}", after_it(record.earliest())))
             }
             _ => None,
         })

@@ -9,7 +9,7 @@ use super::{
     verdict::{Evidence, Finding, Verdict},
 };
 use crate::{
-    history::{Cause, Event, MarkerKind},
+    history::{Cause, Event, MarkerKind, Record},
     scenario::{Fault, Manager, Original, ServiceChange, Step, Tamper},
     watch::nameservers,
 };
@@ -18,8 +18,8 @@ use watertight_protocol::{Settings, State};
 
 /// A file's change is stamped by a clock that may be this much behind, in nanoseconds: one tick at 100 Hz.
 const TICK: u64 = 10_000_000;
-/// The longest that a transition may take, in nanoseconds.
-const TRANSITION: u64 = 1_000_000_000;
+/// Nothing is noticed later than this on a machine that is not overloaded, in nanoseconds; what is, says so itself.
+const NOTICE: u64 = 50_000_000;
 /// External changes are corrected within this time (STA-5), in nanoseconds.
 const CORRECTION: u64 = 1_000_000_000;
 
@@ -122,6 +122,18 @@ fn opened_before_restored(recording: &Recording, timeline: &Timeline, versions: 
         let restored = versions
             .iter()
             .find(|version| version.at > last_own.at && version.at < until && !is_approved(&version.content, settings));
+        // Where the file is the subject's alone to write, it is restored when it is what it stays.
+        let restored = restored.map(|first| {
+            let later = versions.iter().filter(|version| version.at >= first.at && version.at < until);
+            let later: Vec<&Effective<'_>> = later.filter(|version| version.cause != "service").collect();
+            let alone = recording.header.axes.profile.manager() == Manager::Nobody && first.cause != "service";
+            let last = later.last().filter(|_| alone).map(|last| &last.hash);
+            let changed = later.iter().rposition(|version| Some(&version.hash) != last);
+            match (last, changed.and_then(|at| later.get(at + 1))) {
+                (Some(_), Some(settled)) => *settled,
+                _ => first,
+            }
+        });
         // A forwarder tells nobody when it is told: it is asked after something else has changed, be it the firewall that opens.
         let noticed_late = |version: &&Effective<'_>| {
             version.cause == "service" && recording.header.axes.profile.forwarder().is_some()
@@ -260,15 +272,33 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[E
             continue;
         }
         let (Some(settings), t) = (settings_at(recording, at), recording.records[at].t) else { continue };
-        // A notification may be read late, when the next call has begun to put things back: a version counts that was in
-        // force within the time that a transition may take.
+        // A notification may be read late, when the next call has begun to put things back: a version counts that was in force
+        // when it can have been sent.
+        let sent = recording.records[..at]
+            .iter()
+            .rfind(|record| matches!(record.event, Event::State { state: State::Connected }))
+            .map_or(t, Record::earliest);
         let set = versions.iter().enumerate().any(|(index, version)| {
             let replaced = versions.get(index + 1).map_or(u64::MAX, |next| next.record.t);
-            is_approved(&version.content, settings)
-                && version.earliest() <= t + TICK
-                && replaced >= t.saturating_sub(TRANSITION)
+            is_approved(&version.content, settings) && version.earliest() <= t + TICK && replaced + TICK >= sent
         });
-        if !set {
+        // Or it was there, and was taken away again just before: then it is missing for longer than anything is noticed late.
+        let in_force = versions.iter().rfind(|version| version.at < at && version.record.t <= t);
+        let asked = recording.records[..at].iter().rposition(|record| matches!(record.event, Event::Request { .. }));
+        let nothing_else = !recording.records[at..]
+            .iter()
+            .take_while(|record| record.t <= t + NOTICE)
+            .any(|record| matches!(record.event, Event::Request { .. } | Event::Ended { .. }))
+            && asked.is_some_and(|asked| is_connecting(&recording.records[asked].event));
+        let missing = nothing_else
+            && in_force.is_some_and(|version| {
+                let next = versions.iter().find(|next| next.at > version.at);
+                !version.by_harness
+                    && !nameservers(&version.content).is_empty()
+                    && !is_approved(&version.content, settings)
+                    && next.is_none_or(|next| next.earliest() > t + NOTICE)
+            });
+        if !set || missing {
             let later = versions.iter().find(|version| version.at > at && is_approved(&version.content, settings));
             let after = later.map_or("never in this case".to_owned(), |version| {
                 format!("{:.0} ms later", version.earliest().saturating_sub(t) as f64 / 1e6)
@@ -284,6 +314,11 @@ fn reported_before_set(recording: &Recording, timeline: &Timeline, versions: &[E
         }
     }
     found
+}
+
+/// A request that leads to `connected`.
+fn is_connecting(event: &Event) -> bool {
+    matches!(event, Event::Request { method, .. } if method == "connect")
 }
 
 /// STA-2: no reader ever sees an empty or partial file.
@@ -363,13 +398,20 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effe
             .take_while(|state| matches!(state, State::Connecting | State::Connected))
             .any(|state| state == State::Connected);
         let Some(settings) = settings_at(recording, version.at) else { continue };
-        let old = recording.records[..version.at]
-            .iter()
-            .filter_map(|record| match &record.event {
-                Event::Settings(settings) => Some(settings),
-                _ => None,
-            })
-            .any(|old| is_approved(&version.content, old));
+        // The old list, until the new one was there.
+        let since =
+            recording.records[..version.at].iter().rposition(|record| matches!(record.event, Event::Settings(_)));
+        let is_followed = versions.iter().any(|other| {
+            since.is_some_and(|since| (since..version.at).contains(&other.at)) && is_approved(&other.content, settings)
+        });
+        let old = !is_followed
+            && recording.records[..version.at]
+                .iter()
+                .filter_map(|record| match &record.event {
+                    Event::Settings(settings) => Some(settings),
+                    _ => None,
+                })
+                .any(|old| is_approved(&version.content, old));
         let ended_disconnected = states(recording)
             .iter()
             .rfind(|(at, _, _)| *at < version.at)
@@ -384,7 +426,8 @@ fn original_between(recording: &Recording, timeline: &Timeline, versions: &[Effe
         // Reading a file while it is being replaced is another finding's matter.
         // What a service asks changes with the tunnel's link, which a new connection may replace: then the firewall alone
         // stands between, and the wire shows whether it does.
-        let whole = !matches!(version.cause, "moved-from" | "create" | "modify" | "service");
+        let written = version.cause == "modify" && (!steady || nameservers(&version.content).is_empty());
+        let whole = !matches!(version.cause, "moved-from" | "create" | "service") && !written;
         if (held || steady)
             && was_connected
             && !ended_disconnected

@@ -94,6 +94,7 @@ impl Comparison<'_> {
             Expected::RestoredOutsider => {
                 let mut found = self.differences(&["resolv.conf"]);
                 found.extend(self.outsiders_version());
+                found.extend(self.attributes_left());
                 found
             }
             Expected::ResolverRestored if self.outsider.is_some() => self.outsiders_version().into_iter().collect(),
@@ -102,6 +103,7 @@ impl Comparison<'_> {
                 let file = self.not_approved();
                 let method = file.as_ref().and_then(|file| self.method_not_effective(file));
                 let file = file.into_iter().chain(method).chain(self.servers_forgotten());
+                let file = file.chain(self.manager_not_told()).chain(self.forwarder_not_told());
                 file.chain(self.link_not_approved()).chain(self.exposed()).collect()
             }
             Expected::UplinkKept => self.uplink_lost().into_iter().collect(),
@@ -214,7 +216,15 @@ impl Comparison<'_> {
     }
 
     fn resolver_differences(&self) -> Vec<Finding> {
-        let topics = ["resolv.conf", "etc", "systemd-resolved", "network-manager", "resolvconf", "forwarder"];
+        let topics = [
+            "resolv.conf",
+            "etc",
+            "systemd-resolved",
+            "systemd-networkd",
+            "network-manager",
+            "resolvconf",
+            "forwarder",
+        ];
         let mut found = self.differences(&[]);
         found.retain(|finding| topics.iter().any(|topic| finding.summary.starts_with(&format!("expected {topic} "))));
         found
@@ -230,7 +240,8 @@ impl Comparison<'_> {
             _ => None,
         });
         let through_own_link = parts(outsider).zip(original).is_some_and(|((link, left), (original, _))| {
-            link.starts_with("symlink ") && link != original && parts(present).is_some_and(|(_, now)| now == left)
+            let restored = Some((original.clone(), left));
+            link.starts_with("symlink ") && link != original && parts(present) == restored
         });
         if outsider == present || through_own_link {
             return None;
@@ -245,6 +256,27 @@ impl Comparison<'_> {
             nameservers(present)
         );
         Some(self.finding("RST-4", "X03", Verdict::NotRestored, summary, diff))
+    }
+
+    /// RST-4: whatever somebody else has written, the file has no attributes and flags that it did not have.
+    fn attributes_left(&self) -> Option<Finding> {
+        let read = |name: &str| {
+            let snapshot = self.recording.snapshots.get(name)?.as_ref().ok()?;
+            snapshot.topics.get("resolv.conf").map(String::as_str)
+        };
+        let (before, now) = (read("before")?, read(self.folder)?);
+        let is_attribute = |line: &&str| line.starts_with("attribute: ") || line.starts_with("flags: ");
+        let none = "flags: none";
+        let left: Vec<&str> = now
+            .lines()
+            .filter(is_attribute)
+            .filter(|line| *line != none && !before.lines().any(|known| known == *line))
+            .collect();
+        if left.is_empty() {
+            return None;
+        }
+        let summary = format!("expected the resolver file without attributes that it did not have; it has {left:?}");
+        Some(self.finding("RST-4", "X03", Verdict::NotRestored, summary, now.into()))
     }
 
     /// STA-1: the backup is not more readable than the original.
@@ -285,6 +317,81 @@ impl Comparison<'_> {
         ))
     }
 
+    /// The method that the environment forces, if it does.
+    fn forced(&self) -> Option<&str> {
+        self.recording.header.definition.environment.get("WATERTIGHT_DNS_METHOD").map(String::as_str)
+    }
+
+    /// A topic of the snapshot that is compared.
+    fn topic(&self, name: &str) -> Option<&str> {
+        let snapshot = self.recording.snapshots.get(self.folder)?.as_ref().ok()?;
+        snapshot.topics.get(name).map(String::as_str)
+    }
+
+    /// SEL-1, and SEL-2 where a method is forced: who manages the resolver file is told of the approved servers, and is not merely
+    /// written over.
+    fn manager_not_told(&self) -> Option<Finding> {
+        let (settings, content) = (self.settings?, self.present?);
+        let manager = self.recording.header.axes.profile.manager();
+        let finding = |requirement: &str, summary: String| {
+            Some(self.finding(requirement, "R06", Verdict::Failed, summary, String::new()))
+        };
+        if let Some(forced) = self.forced() {
+            // Of the methods that can be forced here, the one that writes the file itself shows in it.
+            let ignored = forced == "static-file" && !is_approved(content, settings);
+            let summary = format!(
+                "expected the forced method {forced} to write the resolver file; it names {:?}",
+                nameservers(content)
+            );
+            return if ignored { finding("SEL-2", summary) } else { None };
+        }
+        let wanted = wanted(settings);
+        match manager {
+            Manager::NetworkManager => {
+                let text = self.topic("network-manager")?;
+                let unknown: Vec<&String> = wanted.iter().filter(|server| !mentions(text, server)).collect();
+                if unknown.is_empty() {
+                    return None;
+                }
+                finding(
+                    "NMG-1",
+                    format!(
+                        "expected NetworkManager to be told of the approved servers; of {unknown:?} it knows nothing"
+                    ),
+                )
+            }
+            Manager::Resolvconf => {
+                let text = self.topic("resolvconf")?;
+                let unknown: Vec<&String> = wanted.iter().filter(|server| !mentions(text, server)).collect();
+                if unknown.is_empty() {
+                    return None;
+                }
+                finding(
+                    "RCF-1",
+                    format!("expected a record of the approved servers with resolvconf; {unknown:?} are in none"),
+                )
+            }
+            Manager::Nobody | Manager::SystemdResolved => None,
+        }
+    }
+
+    /// NMG-1: NetworkManager's own forwarder, which can be told by others too, asks approved servers and no other.
+    fn forwarder_not_told(&self) -> Option<Finding> {
+        let settings = self.settings?;
+        if self.recording.header.axes.profile != Profile::NetworkManagerDnsmasq {
+            return None;
+        }
+        let text = self.topic("forwarder")?;
+        let asked: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("forward ")).collect();
+        let lines: String = asked.iter().map(|server| format!("nameserver {server}\n")).collect();
+        if is_approved(&format!("service\n{lines}"), settings) {
+            return None;
+        }
+        let summary =
+            format!("expected NetworkManager's dnsmasq to ask approved servers and no other; it asks {asked:?}");
+        Some(self.finding("NMG-1", "R09", Verdict::Failed, summary, text.into()))
+    }
+
     /// DNS-6: of the servers that a C library asks, which are the first three, none is left out.
     fn servers_forgotten(&self) -> Option<Finding> {
         const ASKED: usize = 3;
@@ -319,7 +426,8 @@ impl Comparison<'_> {
                 | Profile::SystemdResolvedUplink
                 | Profile::NetworkManagerResolved
                 | Profile::SystemdNetworkd
-        ) {
+        ) || self.forced().is_some_and(|forced| forced != "systemd")
+        {
             return None;
         }
         let settings = self.settings?;
@@ -372,6 +480,15 @@ impl Comparison<'_> {
         let summary = format!("expected the servers in the order {wanted:?}; the resolver file has {servers:?}");
         Some(self.finding("DNS-3", "R06", Verdict::Failed, summary, String::new()))
     }
+}
+
+/// Whether a text names a server, and not merely one whose address begins or ends the same.
+fn mentions(text: &str, server: &str) -> bool {
+    let address = server.split('%').next().unwrap_or(server);
+    let words = text.split(|c: char| !(c.is_ascii_hexdigit() || matches!(c, '.' | ':')));
+    words
+        .flat_map(|word| [word, word.trim_matches(['.', ':'])])
+        .any(|word| word == address || word.parse::<IpAddr>().is_ok_and(|word| address.parse() == Ok(word)))
 }
 
 /// The approved servers in the order in which they are to be asked.

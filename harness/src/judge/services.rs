@@ -290,6 +290,19 @@ pub(super) struct LinkCall<'a> {
     pub(super) body: &'a str,
 }
 
+impl<'a> LinkCall<'a> {
+    /// What is told, whichever way: a method of the manager has `Link` in its name and the link's number before all else, the
+    /// link's own has neither.
+    fn essence(&self) -> (String, &'a str) {
+        let inside = self.body.trim_start_matches('(').trim_end_matches([')', ',']);
+        let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+        match inside.split_once(", ").filter(|(first, _)| self.member.contains("Link") && is_number(first)) {
+            Some((_, rest)) => (self.member.replacen("Link", "", 1), rest),
+            None => (self.member.replacen("Link", "", 1), inside),
+        }
+    }
+}
+
 /// All of them.
 pub(super) fn link_calls(recording: &Recording) -> Vec<LinkCall<'_>> {
     let refused = refused(recording);
@@ -320,7 +333,7 @@ fn refused(recording: &Recording) -> BTreeSet<(&str, u32)> {
 /// RSD-2: no other link is told anything else, not even for a moment that no look at its settings falls into.
 fn others_told(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
     let steps = &recording.header.definition.steps;
-    let mut told: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    let mut told: BTreeMap<(&str, String), BTreeSet<&str>> = BTreeMap::new();
     let mut found: Vec<Finding> = Vec::new();
     for call in link_calls(recording) {
         let interval = timeline.at_record(call.at);
@@ -330,10 +343,13 @@ fn others_told(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
         if call.link == settings.tunnel.interface || call.link == UPLINK && uplink_is_told(recording, call.at) {
             continue;
         }
-        let bodies = told.entry((call.link, call.member)).or_default();
-        bodies.insert(call.body);
-        // What is told once stays, and shows in the settings if it was another; what is told in two ways was changed.
-        if bodies.len() < 2 && !call.member.starts_with("Revert") {
+        let (member, body) = call.essence();
+        let bodies = told.entry((call.link, member.clone())).or_default();
+        bodies.insert(body);
+        // What is told once stays, and shows in the settings if it was another; what is told in two ways was changed. Whether a link
+        // gets the rest of the names follows from other settings too, and does not show.
+        let shows = member != "SetDefaultRoute" && !member.starts_with("Revert");
+        if bodies.len() < 2 && shows {
             continue;
         }
         let summary = format!(
@@ -359,7 +375,10 @@ fn others_told(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
 /// RSD-5: a step after which other servers are asked than before has flushed the cache.
 fn not_flushed(recording: &Recording, timeline: &Timeline) -> Vec<Finding> {
     let profile = recording.header.axes.profile;
-    if !profile.has_resolved() || profile == Profile::SystemdResolvedForeign {
+    // Nor is it asked where the environment forces a method that writes the resolver file itself.
+    let forced = recording.header.definition.environment.get("WATERTIGHT_DNS_METHOD");
+    let is_asked = profile != Profile::SystemdResolvedForeign && forced.is_none_or(|forced| forced == "systemd");
+    if !profile.has_resolved() || !is_asked {
         return Vec::new();
     }
     let steps = &recording.header.definition.steps;

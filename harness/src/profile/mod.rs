@@ -17,6 +17,7 @@ mod uplink;
 pub(crate) use bus::connect as connect_to_bus;
 pub use forwarder::{ADDRESS as FORWARDER_ADDRESS, Which as Forwarder};
 pub use network_manager::{Servers as NetworkManagerServers, Settings as NetworkManagerSettings};
+pub use networkd::settings as networkd_settings;
 pub use resolved::{LinkSettings, STUBS, Settings as ResolvedSettings};
 pub use service::{Service, ServiceError, Started};
 

@@ -53,6 +53,52 @@ pub(super) async fn start(client: &Client, node: &Node, folder: &Path) -> Result
     Ok(service)
 }
 
+/// What it was told of each link while it runs, as canonical text; what it has from its files and from the network is not in it, as
+/// that comes and goes by itself. `None` if it does not run. To be called inside the client.
+pub async fn settings(bus: &zbus::Connection) -> zbus::Result<Option<String>> {
+    let proxy = zbus::Proxy::new(bus, NAME, PATH, MANAGER).await?;
+    let text: String = match proxy.call("Describe", &()).await {
+        Err(error) if resolved::is_gone(&error.clone().into()) => return Ok(None),
+        told => told?,
+    };
+    let described = serde_json::from_str(&text).map_err(|error| zbus::Error::Failure(format!("its links: {error}")))?;
+    Ok(Some(told_at_run_time(&described)))
+}
+
+/// Of its description (systemd-networkd(8), `networkctl --json`), what has the source `runtime`.
+fn told_at_run_time(described: &serde_json::Value) -> String {
+    let mut lines = Vec::new();
+    for interface in described["Interfaces"].as_array().into_iter().flatten() {
+        let name = interface["Name"].as_str().unwrap_or_default();
+        for (key, values) in interface.as_object().into_iter().flatten() {
+            let values = values.as_array().into_iter().flatten();
+            let told = values.filter(|value| value["ConfigSource"] == "runtime");
+            lines.extend(told.map(|value| format!("link {name} {key} {value}\n")));
+        }
+    }
+    lines.sort_unstable();
+    lines.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told_at_run_time;
+
+    #[test]
+    fn what_was_told_is_told_from_what_the_network_gave() {
+        let described = serde_json::json!({"Interfaces": [
+            {"Name": "lo"},
+            {"Name": "eth0", "DNS": [
+                {"Address": [192, 168, 1, 1], "ConfigSource": "DHCPv4"},
+                {"Address": [9, 9, 9, 9], "ConfigSource": "runtime"},
+            ]},
+        ]});
+        let line = "link eth0 DNS {\"Address\":[9,9,9,9],\"ConfigSource\":\"runtime\"}\n";
+        assert_eq!(told_at_run_time(&described), line);
+        assert_eq!(told_at_run_time(&serde_json::json!({})), "");
+    }
+}
+
 /// Has it renew the uplink's lease. To be called inside the client.
 pub(super) async fn renew() -> zbus::Result<()> {
     let bus = bus::connect().await?;

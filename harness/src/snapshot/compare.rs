@@ -346,7 +346,7 @@ impl Comparison<'_> {
         let (class, requirement) = match topic {
             "rules" | "iptables" | "xfrm" => ("X04", "FWL-16"),
             "resolvconf" => ("X05", "RCF-2"),
-            "forwarder" | "systemd-resolved" | "bus-names" => ("X05", "RST-1"),
+            "forwarder" | "systemd-resolved" | "systemd-networkd" | "bus-names" => ("X05", "RST-1"),
             _ => ("X04", "RST-1"),
         };
         let summary = format!("{topic}: {}", parts.join("; "));

@@ -84,12 +84,23 @@ pub struct Scope {
     pub extra_trees: Vec<PathBuf>,
     /// Processes that are the harness's, in the numbers of the client's PID namespace.
     pub ignore_pids: Vec<u32>,
+    /// Daemons of the profile, whose processes and sockets come and go with them.
+    pub services: Vec<Daemon>,
     /// Paths in the client whose content is the harness's own or changes by itself.
     pub ignore_paths: Vec<PathBuf>,
     /// The subject's own directory, which is a topic of its own.
     pub state_dir: Option<PathBuf>,
     /// The client's software: what its resolver services are set to are topics.
     pub profile: Profile,
+}
+
+/// A daemon of the profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its number in the client's PID namespace.
+    pub pid: u32,
+    /// Its command line, as in proc_pid_cmdline(5): it may be started again, by whomever, and is the same daemon.
+    pub command: Vec<u8>,
 }
 
 /// Why there is no snapshot. Without one nothing can be said about what was restored.
@@ -195,8 +206,10 @@ pub async fn take(scope: &Scope) -> Result<Snapshot, Error> {
 
     // Before any socket of the snapshot's own is open.
     let own = sockets::own_sockets();
-    add("processes", processes::processes(&scope.root, &scope.ignore_pids)?);
-    add("sockets", sockets::sockets(&scope.root, &scope.ignore_pids, &own)?);
+    let mut ignored = scope.ignore_pids.clone();
+    ignored.extend(processes::of_daemons(&scope.root, &scope.services)?);
+    add("processes", processes::processes(&scope.root, &ignored)?);
+    add("sockets", sockets::sockets(&scope.root, &ignored, &own)?);
     add("mounts", processes::mounts(&scope.root)?);
 
     add("resolv.conf", resolv_conf::resolv_conf(&scope.root)?);

@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Error;
 use super::escape::{line, word};
+use super::{Daemon, Error};
 
 /// The numbers in /proc, without the processes to ignore.
 pub fn pids(root: &Path, ignored: &[u32]) -> Result<Vec<(u32, PathBuf)>, Error> {
@@ -22,6 +22,47 @@ pub fn pids(root: &Path, ignored: &[u32]) -> Result<Vec<(u32, PathBuf)>, Error> 
     }
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// The processes of daemons: their own, or of the same command where that has ended, and those below it.
+pub fn of_daemons(root: &Path, daemons: &[Daemon]) -> Result<Vec<u32>, Error> {
+    if daemons.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut parents = Vec::new();
+    let mut commands = Vec::new();
+    for (pid, dir) in pids(root, &[])? {
+        let Some(stat) = gone_is_none(fs::read(dir.join("stat")), &dir)? else { continue };
+        let Some(command) = gone_is_none(fs::read(dir.join("cmdline")), &dir)? else { continue };
+        // proc_pid_stat(5): after the name in brackets come state and parent.
+        let after = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
+        let parent = after.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(1);
+        let parent = parent.and_then(|parent| std::str::from_utf8(parent).ok()?.parse::<u32>().ok());
+        parents.push((pid, parent.unwrap_or_default()));
+        commands.push((pid, command));
+    }
+    let mut found: Vec<u32> = Vec::new();
+    for daemon in daemons {
+        let is_there = commands.iter().any(|(pid, command)| *pid == daemon.pid && *command == daemon.command);
+        // Not where another of them has its place.
+        let is_replaced = daemons.iter().any(|other| other.pid > daemon.pid && other.command == daemon.command);
+        let again = commands.iter().find(|(pid, command)| *command == daemon.command && !found.contains(pid));
+        found.extend(match is_there {
+            true => Some(daemon.pid),
+            false => again.map(|(pid, _)| *pid).filter(|_| !is_replaced),
+        });
+    }
+    loop {
+        let below: Vec<u32> = parents
+            .iter()
+            .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if below.is_empty() {
+            return Ok(found);
+        }
+        found.extend(below);
+    }
 }
 
 /// The topic "processes": user and command line of each, sorted; no kernel threads, and none that has ended already.

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::profile::{NetworkManagerSettings, ResolvedSettings, connect_to_bus};
+use crate::profile::{Forwarder, NetworkManagerSettings, ResolvedSettings, connect_to_bus, networkd_settings};
 use crate::scenario::Profile;
 
 use super::escape::{block, word};
@@ -23,6 +23,10 @@ pub async fn topics(scope: &Scope) -> Result<Vec<(&'static str, String)>, Error>
             let settings = ResolvedSettings::read(&bus).await.map_err(failed("systemd-resolved"))?;
             topics.push(("systemd-resolved", settings.map_or_else(absent, |settings| settings.text())));
         }
+        if scope.profile == Profile::SystemdNetworkd {
+            let settings = networkd_settings(&bus).await.map_err(failed("systemd-networkd"))?;
+            topics.push(("systemd-networkd", settings.unwrap_or_else(absent)));
+        }
         if scope.profile.has_network_manager() {
             let settings = NetworkManagerSettings::read(&bus).await.map_err(failed("NetworkManager"))?;
             topics.push(("network-manager", settings.map_or_else(absent, |settings| settings.text())));
@@ -33,7 +37,9 @@ pub async fn topics(scope: &Scope) -> Result<Vec<(&'static str, String)>, Error>
         Profile::DebianResolvconf => topics.push(("resolvconf", resolvconf(&scope.root, &DEBIAN)?)),
         _ => {}
     }
-    if let Some(which) = scope.profile.forwarder() {
+    // NetworkManager's own can be told behind its back.
+    let own = (scope.profile == Profile::NetworkManagerDnsmasq).then_some(Forwarder::Dnsmasq);
+    if let Some(which) = scope.profile.forwarder().or(own) {
         let failed = |source| Error::Forwarder { service: which.name(), source };
         let upstreams = which.upstreams().await.map_err(failed)?;
         let settings = which.settings().await.map_err(failed)?;

@@ -132,6 +132,7 @@ impl Subject {
         let begun = reader.run(move || async move {
             let stdout = pipe::Receiver::from_owned_fd(stdout)?;
             let unread = stdout.as_fd().try_clone_to_owned()?;
+            tokio::task::spawn_local(crate::watch::stay_awake());
             tokio::task::spawn_local(read_until_the_end(stdout, unread, answering, end, kill, told));
             Ok::<_, io::Error>(())
         });

@@ -22,6 +22,8 @@ use zbus::{
 
 /// Text of a message's body that is kept, in characters.
 const KEPT: usize = 1000;
+/// The same, where it says what a link is to have: all of it is judged.
+const KEPT_OF_LINKS: usize = 1 << 20;
 
 /// Whether there was no answer in time.
 fn is_timeout(error: &zbus::Error) -> bool {
@@ -288,6 +290,7 @@ fn note(message: &Message, noticed: Noticed, own: &str, recorder: &Recorder, own
     let path = text(header.path().map(ToString::to_string));
     let link = if kind == "call" { link(&interface, &member, &path, &body) } else { None };
     let body = if body.is_empty() { String::new() } else { readable(&body) };
+    let kept = if link.is_some() { KEPT_OF_LINKS } else { KEPT };
     let cause = format!("{kind} {interface}.{member}");
     recorder.record_noticed(
         noticed,
@@ -303,7 +306,7 @@ fn note(message: &Message, noticed: Noticed, own: &str, recorder: &Recorder, own
             interface,
             member,
             error: header.error_name().map(ToString::to_string),
-            body: body.chars().take(KEPT).collect(),
+            body: body.chars().take(kept).collect(),
         },
     );
     // A call has changed nothing yet.
@@ -341,15 +344,15 @@ impl Owners {
     }
 }
 
-/// The link that a call to systemd-resolved is about: its number is the first argument, or in the object's path, behind an
-/// underscore and escaped where it is a digit (org.freedesktop.resolve1(5)).
+/// The link that a call to systemd-resolved or systemd-networkd is about: its number is the first argument, or in the object's path,
+/// behind an underscore and escaped where it is a digit (org.freedesktop.resolve1(5), org.freedesktop.network1(5)).
 fn link(interface: &str, member: &str, path: &str, body: &zbus::message::Body) -> Option<String> {
     let index: u32 = match interface {
-        "org.freedesktop.resolve1.Manager" if member.contains("Link") => {
+        "org.freedesktop.resolve1.Manager" | "org.freedesktop.network1.Manager" if member.contains("Link") => {
             body.deserialize_ignore_signature::<i32>().ok()?.try_into().ok()?
         }
-        "org.freedesktop.resolve1.Link" => {
-            let escaped = path.strip_prefix("/org/freedesktop/resolve1/link/")?;
+        "org.freedesktop.resolve1.Link" | "org.freedesktop.network1.Link" => {
+            let escaped = path.rsplit_once("/link/")?.1;
             let digits = match escaped.strip_prefix('_') {
                 Some(rest) => {
                     let first = u8::from_str_radix(rest.get(..2)?, 16).ok()?;

@@ -49,6 +49,8 @@ struct Names {
     mounted: HashMap<WatchDescriptor, bool>,
     /// Paths over which something is mounted.
     points: HashSet<PathBuf>,
+    /// The node that is read, and those that were: they may be written to by another name.
+    nodes: HashSet<WatchDescriptor>,
 }
 
 impl ResolverFile {
@@ -137,6 +139,12 @@ impl ResolverFile {
                 if let Some(itself) = names.mounted.get(&event.wd).filter(|_| event.mask.intersects(OF_NODE)) {
                     let cause = cause(event.mask);
                     read(&if *itself { cause.to_owned() } else { format!("target {cause}") }, own);
+                } else if names.nodes.contains(&event.wd) && event.mask.contains(EventMask::MODIFY) {
+                    // By its own name it was told too.
+                    let noted = Version::read(&path).is_ok_and(|version| version.hash == tell.borrow().hash);
+                    if !noted {
+                        read(if path.is_symlink() { "target modify" } else { "modify" }, own);
+                    }
                 }
                 return;
             };
@@ -234,7 +242,10 @@ impl Names {
         for links in 0..MOST_LINKS {
             new |= self.listen_for(watches, &path)?;
             new |= self.listen_to_mounted(watches, &path, links == 0)?;
-            let Ok(target) = fs::read_link(&path) else { break };
+            let Ok(target) = fs::read_link(&path) else {
+                self.listen_to_node(watches, &path)?;
+                break;
+            };
             path = folder_of(&path).join(target);
         }
         Ok(new)
@@ -262,6 +273,16 @@ impl Names {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Listens to the node itself: by another name, in another folder, it can be written to as well.
+    fn listen_to_node(&mut self, watches: &mut Watches, path: &Path) -> io::Result<()> {
+        match watches.add(path, WatchMask::MODIFY | WatchMask::MASK_ADD | WatchMask::DONT_FOLLOW) {
+            Ok(watch) => drop(self.nodes.insert(watch)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn listen_for(&mut self, watches: &mut Watches, path: &Path) -> io::Result<bool> {

@@ -170,6 +170,7 @@ impl Client {
             lower: if is_overlay { vec![layer, lower] } else { Vec::new() },
             extra_trees: own,
             ignore_pids: Vec::new(),
+            services: Vec::new(),
             ignore_paths: Vec::new(),
             state_dir: Some("/var/lib/subject".into()),
             profile: crate::scenario::Profile::StaticFile,
