@@ -498,3 +498,16 @@ fn wanted(settings: &Settings) -> Vec<String> {
         _ => approved(settings).tunnel.iter().map(IpAddr::to_string).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::mentions;
+
+    #[test]
+    fn a_server_is_mentioned_by_its_address_and_not_by_another_that_looks_alike() {
+        let record = "record tun.wt0\n    | nameserver 10.64.0.1\n    | nameserver fd64:0::1\n";
+        assert!(mentions(record, "10.64.0.1") && mentions(record, "fd64::1"));
+        assert!(!mentions(record, "10.64.0.11") && !mentions(record, "0.64.0.1") && !mentions(record, "fd64::"));
+        assert!(mentions("fe80::1", "fe80::1%eth0") && !mentions("", "10.64.0.1"));
+    }
+}

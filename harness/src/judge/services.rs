@@ -459,3 +459,21 @@ fn links(settings: &str) -> BTreeMap<(&str, &str), &str> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::Event;
+
+    #[test]
+    fn the_same_told_by_the_manager_and_by_the_link_is_the_same() {
+        let record = Record { seq: 0, t: 0, mono: 0, since: None, event: Event::End };
+        let essence = |member, body| LinkCall { record: &record, at: 0, link: "eth0", member, body }.essence();
+        let servers = "[(2, [byte 0xc0, 0xa8, 0x01, 0x01])]";
+        let (manager, link) = (format!("(2, {servers})"), format!("({servers},)"));
+        assert_eq!(essence("SetLinkDNS", &manager), essence("SetDNS", &link));
+        assert_eq!(essence("SetLinkDefaultRoute", "(2, false)"), ("SetDefaultRoute".to_owned(), "false"));
+        assert_ne!(essence("SetLinkDNS", "(2, @a(iay) [])"), essence("SetDNS", &link));
+        assert_eq!(essence("RevertLink", "(2,)").0, "Revert");
+    }
+}

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::super::{Occasion, Severity, Tolerance, compare, tolerated_remains};
+use super::super::{Daemon, Occasion, Severity, Tolerance, compare, tolerated_remains};
 use super::{ORIGINAL, isolated};
 
 #[test]
@@ -195,6 +195,16 @@ fn processes_sockets_and_mounts_that_are_left_are_found() {
         assert!(change.summary.ends_with("1 left over: `uid 0 /bin/cat -u`"), "{}", change.summary);
         client.scope.ignore_pids = vec![child.id()];
         client.expect(&before, &[]);
+        client.scope.ignore_pids = Vec::new();
+        // A daemon that somebody has started again is the same daemon, unless it has a place already.
+        let cat = |pid| Daemon { pid, command: b"/bin/cat\0-u\0".to_vec() };
+        client.scope.services = vec![cat(child.id())];
+        client.expect(&before, &[]);
+        client.scope.services = vec![cat(child.id() - 1)];
+        client.expect(&before, &[]);
+        client.scope.services = vec![Daemon { pid: child.id(), command: b"/bin/dog\0".to_vec() }];
+        client.expect(&before, &["processes"]);
+        client.scope.services = Vec::new();
         drop(child.stdin.take());
         child.wait().expect("it ends");
         client.expect(&before, &[]);

@@ -163,3 +163,23 @@ fn what_is_mounted_elsewhere_is_no_version() {
         assert_eq!(machine.history(), ["moved-to two"]);
     });
 }
+
+#[test]
+fn what_is_written_by_another_name_in_another_folder_is_a_version() {
+    watched(false, async |machine| {
+        fs::hard_link(machine.path("resolv.conf"), machine.path("elsewhere/name")).expect("another name");
+        machine.write("elsewhere/name", "two\n");
+        machine.sees("two\n").await;
+        machine.write("beside", "three\n");
+        fs::rename(machine.path("beside"), machine.path("resolv.conf")).expect("renamed");
+        machine.sees("three\n").await;
+        // The node is nobody's resolver file any more.
+        machine.write("elsewhere/name", "four\n");
+        fs::remove_file(machine.path("elsewhere/name")).expect("removed");
+        machine.write("resolv.conf", "five\n");
+        machine.sees("five\n").await;
+        let history = machine.history();
+        assert!(history.iter().any(|version| version == "modify two"), "{history:?}");
+        assert!(history.iter().all(|version| !version.ends_with("four")), "{history:?}");
+    });
+}
