@@ -80,6 +80,14 @@ fn told_at_run_time(described: &serde_json::Value) -> String {
     lines.concat()
 }
 
+/// Has it renew the uplink's lease. To be called inside the client.
+pub(super) async fn renew() -> zbus::Result<()> {
+    let bus = bus::connect().await?;
+    let index = nix::net::if_::if_nametoindex(UPLINK).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
+    let proxy = zbus::Proxy::new(&bus, NAME, PATH, MANAGER).await?;
+    proxy.call("RenewLink", &(index as i32)).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::told_at_run_time;
@@ -97,12 +105,4 @@ mod tests {
         assert_eq!(told_at_run_time(&described), line);
         assert_eq!(told_at_run_time(&serde_json::json!({})), "");
     }
-}
-
-/// Has it renew the uplink's lease. To be called inside the client.
-pub(super) async fn renew() -> zbus::Result<()> {
-    let bus = bus::connect().await?;
-    let index = nix::net::if_::if_nametoindex(UPLINK).map_err(|errno| zbus::Error::Failure(errno.to_string()))?;
-    let proxy = zbus::Proxy::new(&bus, NAME, PATH, MANAGER).await?;
-    proxy.call("RenewLink", &(index as i32)).await
 }
