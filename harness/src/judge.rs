@@ -5,6 +5,7 @@
 
 mod answers;
 mod cache;
+mod connecting;
 mod effective;
 mod evidence;
 mod expected;
@@ -13,6 +14,7 @@ mod explain;
 mod explain_tests;
 mod held;
 mod link_control;
+mod methods;
 mod order;
 mod policy;
 mod recording;
@@ -61,6 +63,7 @@ pub fn judge(recording: &Recording, options: &Options) -> CaseVerdict {
     let mut findings = Vec::new();
     findings.extend(wire::findings(recording, &timeline));
     findings.extend(order::findings(recording, &timeline));
+    findings.extend(connecting::findings(recording, &timeline));
     findings.extend(restore::findings(recording));
     findings.extend(services::findings(recording, &timeline));
     findings.extend(cache::findings(recording, &timeline));

@@ -188,6 +188,31 @@ fn tunnel_link_told(recording: &Recording, timeline: &Timeline) -> Vec<Finding> 
     found
 }
 
+/// Whether the tunnel's link, in this connection, was told what is approved and then, before this place in the history, what leaves
+/// names to others, and is told nothing else by then. A service that is asked afterwards tells the last of all that it was told.
+pub(super) fn link_told_away(recording: &Recording, at: usize, settings: &Settings, until: u64) -> bool {
+    let since = recording.records[..at]
+        .iter()
+        .rposition(|record| matches!(record.event, Event::State { state: State::Connecting }));
+    let calls = link_calls(recording);
+    let of_connection =
+        |call: &&LinkCall<'_>| since.is_some_and(|since| call.at > since) && call.link == settings.tunnel.interface;
+    !approved(settings).tunnel.is_empty()
+        && [&["SetDNS", "SetDNSEx"][..], &["SetDomains"]].iter().any(|members| {
+            let is_one = |call: &&LinkCall<'_>| {
+                of_connection(call)
+                    && (call.member.starts_with("Revert")
+                        || members.contains(&&*call.member.replacen("SetLink", "Set", 1)))
+            };
+            let is_wrong = |call: &LinkCall<'_>| wrong(call, &[settings]).is_some();
+            let (before, after): (Vec<&LinkCall<'_>>, Vec<&LinkCall<'_>>) =
+                calls.iter().filter(is_one).partition(|call| call.at < at);
+            before.iter().any(|call| !is_wrong(call))
+                && before.last().is_some_and(|call| is_wrong(call))
+                && after.iter().all(|call| call.record.earliest() > until)
+        })
+}
+
 /// What is wrong with what a link is told, under settings that are in force or were just before.
 fn wrong(call: &LinkCall<'_>, settings: &[&Settings]) -> Option<&'static str> {
     let member = call.member.replacen("SetLink", "Set", 1);
