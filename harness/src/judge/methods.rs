@@ -215,6 +215,9 @@ mod tests {
         let record = "record tun.wt0\n    | nameserver 10.64.0.1\n    | nameserver fd64:0::1\n";
         assert!(mentions(record, "10.64.0.1") && mentions(record, "fd64::1"));
         assert!(!mentions(record, "10.64.0.11") && !mentions(record, "0.64.0.1") && !mentions(record, "fd64::"));
+        assert!(
+            !mentions("nameserver 10.64.0.11\nnameserver fd64::1:1", "10.64.0.1") && !mentions("fd64::1:1", "fd64::1")
+        );
         assert!(mentions("fe80::1", "fe80::1%eth0") && !mentions("", "10.64.0.1"));
     }
 }
