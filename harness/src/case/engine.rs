@@ -336,13 +336,14 @@ impl Engine {
         }
         let last = self.markers.barrier(Cause::End);
         self.watch.close_bus();
-        for link in std::mem::take(&mut self.links) {
+        let links = std::mem::take(&mut self.links).into_iter().map(|link| {
             let (node, near) = match link.name {
                 "uplink" => (&self.topology.router, Some((&self.topology.client, Topology::UPLINK.near))),
                 _ => (&self.topology.relay, None),
             };
-            link.finish(node, last, near, &self.recorder).await?;
-        }
+            link.finish(node, last, near, &self.recorder)
+        });
+        futures::future::try_join_all(links).await?;
         let (counted, written, problems) = self.far.account();
         for problem in problems {
             self.recorder.record(Event::Harness { problem: format!("the far side: {problem}") });

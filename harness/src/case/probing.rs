@@ -15,7 +15,6 @@ use crate::{
     history::{Cause, Event, PlannedProbe},
     judge::approved,
     probe::{Binding, How, Identity, Kind, Present, Who, catalogue, identities_in},
-    scenario::Profile,
     snapshot,
     testbed::plan::*,
 };
@@ -182,10 +181,7 @@ impl Engine {
 
     /// Marks, users and groups that the client's ruleset or routing rules name: what has one claims to be the daemon's.
     async fn identities(&self) -> Result<Vec<Identity>, CaseError> {
-        // What resolver services are set to names none of these.
-        let scope = snapshot::Scope { profile: Profile::StaticFile, ..self.scope.clone() };
-        let taken = self.topology.client.run(move || async move { snapshot::take(&scope).await }).await??;
-        let texts = ["nftables", "rules"].map(|topic| taken.topics.get(topic).map_or("", String::as_str));
+        let texts = self.topology.client.run(|| async { snapshot::deciding() }).await??;
         let mut identities = identities_in(&texts.concat());
         // Without other users there is nobody to play, nor with a number that nobody can have here.
         let has = |kind: &str, id: u32| self.user.is_some() && is_mapped(kind, id);

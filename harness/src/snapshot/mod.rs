@@ -241,6 +241,16 @@ pub async fn take(scope: &Scope) -> Result<Snapshot, Error> {
     Ok(Snapshot { topics })
 }
 
+/// The topics "nftables" and "rules" alone, of the network namespace in which the calling thread is: what decides by a packet's mark or
+/// its sender.
+///
+/// # Errors
+///
+/// As [`take`] for these.
+pub fn deciding() -> Result<[String; 2], Error> {
+    Ok([nftables::nftables(&mut netlink::Netlink::netfilter()?)?, routes::rules(&mut netlink::Netlink::route()?)?])
+}
+
 /// A line that says why there is nothing in a topic, and that a comparison passes over.
 const NONE: &str = "none: ";
 
