@@ -434,9 +434,20 @@ pub struct Noticed {
 }
 
 impl Noticed {
+    /// At a time that is known.
+    pub fn at(t: u64) -> Self {
+        Self { at: t, since: None }
+    }
+
     /// Now, by the calling thread.
     pub fn now() -> Self {
         Self { at: now(libc::CLOCK_REALTIME), since: crate::sandbox::earliest() }
+    }
+
+    /// What was read just now because of something that was noticed before: it is so since that can have happened at the earliest, and
+    /// by now at the latest. Whoever is asked may be long in answering.
+    pub fn read_now(self) -> Self {
+        Self { at: now(libc::CLOCK_REALTIME), since: Some(self.since.unwrap_or(self.at)) }
     }
 }
 
@@ -469,7 +480,7 @@ impl Recorder {
 
     /// Appends an event that happened at `t`.
     pub fn record_at(&self, t: u64, event: Event) -> u64 {
-        self.record_noticed(Noticed { at: t, since: None }, event)
+        self.record_noticed(Noticed::at(t), event)
     }
 
     /// Appends an event that was noticed.

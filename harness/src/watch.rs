@@ -176,9 +176,9 @@ impl Watch {
     pub(crate) async fn hold(&self, duration: Duration) {
         // Blocks the nodes' threads, which nothing else does.
         let hold = move || async move { std::thread::sleep(duration) };
-        let (watch, bus) = (self.nodes[0].run(hold), self.bus_node.run(hold));
+        let held = [&self.nodes[0], &self.nodes[1], &*self.bus_node].map(|node| node.run(hold));
         // Begun when it is polled, and awaited by nobody.
-        let _ = tokio::time::timeout(Duration::ZERO, futures::future::join(watch, bus)).await;
+        let _ = tokio::time::timeout(Duration::ZERO, futures::future::join_all(held)).await;
     }
 
     /// The servers that the resolver service asks, and those that follow.

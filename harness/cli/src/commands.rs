@@ -38,7 +38,10 @@ pub const EXIT_CODES: [(u8, &str); 6] = [
 pub fn run(arguments: Arguments) -> ExitCode {
     let result = match arguments.command {
         Command::Run(arguments) => run_scenarios(&arguments),
-        Command::Judge(arguments) => judge(&arguments),
+        Command::Judge(arguments) => {
+            end_with_the_reader();
+            judge(&arguments)
+        }
         Command::List { what, scenarios } => {
             end_with_the_reader();
             list(what, scenarios.as_deref())

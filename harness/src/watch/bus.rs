@@ -261,7 +261,7 @@ impl Looking {
         }
         let View { asked, at, text: settings } = view;
         let (service, cause) = (service.into(), cause.into());
-        self.recorder.record_noticed(noticed, Event::Resolver { service, cause, asked, at, settings });
+        self.recorder.record_noticed(noticed.read_now(), Event::Resolver { service, cause, asked, at, settings });
         Ok(())
     }
 }

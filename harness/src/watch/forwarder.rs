@@ -3,7 +3,7 @@
 
 use super::{Changes, WatchError};
 use crate::{
-    history::{Event, Recorder, now},
+    history::{Event, Noticed, Recorder, now},
     profile::{FORWARDER_ADDRESS, Forwarder},
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,9 +20,9 @@ pub(super) async fn start(
 ) -> Result<(), WatchError> {
     let mut changes = changes.subscribe();
     let service = which.name();
-    let record = move |cause: &str, t: u64, asked: &[String]| {
-        recorder.record_at(
-            t,
+    let record = move |cause: &str, begun: Noticed, asked: &[String]| {
+        recorder.record_noticed(
+            begun.read_now(),
             Event::Resolver {
                 service: service.into(),
                 cause: cause.into(),
@@ -32,8 +32,9 @@ pub(super) async fn start(
             },
         );
     };
+    let begun = Noticed::at(now(libc::CLOCK_REALTIME));
     let mut last = which.upstreams().await.map_err(|source| WatchError::Forwarder { service, source })?;
-    record("start", now(libc::CLOCK_REALTIME), &last);
+    record("start", begun, &last);
     tokio::task::spawn_local(async move {
         loop {
             let (cause, who) = tokio::select! {
@@ -47,12 +48,12 @@ pub(super) async fn start(
                     Err(_) => return,
                 },
             };
-            let t = now(libc::CLOCK_REALTIME);
+            let begun = Noticed::at(now(libc::CLOCK_REALTIME));
             // One that does not answer asks nobody: it ended, or is cut off from this machine, and both show elsewhere.
             if let Ok(asked) = which.upstreams().await
                 && asked != last
             {
-                record(cause, t, &asked);
+                record(cause, begun, &asked);
                 last = asked;
             }
             if let Some(who) = who {

@@ -8,7 +8,7 @@ mod damage;
 use damage::{DAMAGES, Damage};
 use libtest_mimic::{Arguments, Failed};
 use std::{path::Path, sync::OnceLock};
-use watertight_tests::{Bundle, Needs, missing, run, trial};
+use watertight_tests::{Bundle, Needs, edit_history, missing, run, trial};
 
 /// What the program does to its own evidence, and words of the reason that must be given.
 const SABOTAGES: [(&str, &[&str]); 6] = [
@@ -30,10 +30,11 @@ fn main() {
         .iter()
         .map(|(name, words)| trial(&format!("recorded::{name}"), reason.as_deref(), || recorded_with(name, words)));
     let late = trial("late-notice", reason.as_deref(), nothing_is_found_where_the_watchers_are_late);
+    let reading = trial("late-reading", reason.as_deref(), a_reading_is_not_dated_before_what_it_shows);
     let damages = DAMAGES
         .iter()
         .map(|damage| trial(&format!("finished::{}", damage.name), reason.as_deref(), || judged_after(damage)));
-    let trials = sabotages.chain([late]).chain(damages).collect();
+    let trials = sabotages.chain([late, reading]).chain(damages).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -73,6 +74,33 @@ fn nothing_is_found_where_the_watchers_are_late() -> Result<(), Failed> {
             .into())
         }
     }
+}
+
+/// Servers that a service was told of are in the history with a time at which it had been told, however late it was asked.
+fn a_reading_is_not_dated_before_what_it_shows() -> Result<(), Failed> {
+    let scenario =
+        ["--scenario", "systemd-resolved/connected", "--case", "systemd-resolved+default", "--sabotage", "late-notice"];
+    let bundle = Bundle::record(&scenario);
+    let mut told: Option<u64> = None;
+    let mut dated = Vec::new();
+    edit_history(&bundle.cases()[0], |events| {
+        for record in events.iter() {
+            let (t, event) = (record["t"].as_u64(), &record["event"]);
+            if event["kind"] == "bus" && event["message"] == "call" && event["member"] == "SetLinkDNS" {
+                told = told.or(t);
+            }
+            let names_tunnel =
+                event["asked"].as_array().is_some_and(|asked| asked.iter().any(|one| one == "10.64.0.1"));
+            if event["kind"] == "resolver" && names_tunnel {
+                dated.push(t);
+            }
+        }
+    });
+    if told.is_some() && !dated.is_empty() && dated.iter().all(|t| *t >= told) && bundle.ran.code() == Some(0) {
+        return Ok(());
+    }
+    let place = bundle.keep();
+    Err(format!("told at {told:?}, and the readings that show it have {dated:?}; bundle: {}", place.display()).into())
 }
 
 /// The bundle that all damages start from, recorded once a process.
