@@ -145,7 +145,7 @@ pub const DAMAGES: &[Damage] = &[
         name: "a-frame-dropped-by-the-kernel",
         words: &["accounting: ", "uplink: the kernel dropped 1 frames"],
         inflict: |case| {
-            nth(case, "capture", 0, |event| {
+            account(case, "uplink", |event| {
                 add(event, &[("dropped", 1), ("interface", 1), ("counter", 1), ("sent", 1)])
             })
         },
@@ -153,17 +153,17 @@ pub const DAMAGES: &[Damage] = &[
     Damage {
         name: "a-frame-that-only-the-interface-counted",
         words: &["accounting: ", "are not the interface's"],
-        inflict: |case| nth(case, "capture", 0, |event| add(event, &[("interface", 1), ("sent", 1)])),
+        inflict: |case| account(case, "uplink", |event| add(event, &[("interface", 1), ("sent", 1)])),
     },
     Damage {
         name: "a-frame-that-only-nftables-counted",
         words: &["agreement: ", "the nftables counter saw"],
-        inflict: |case| nth(case, "capture", 0, |event| add(event, &[("counter", 1)])),
+        inflict: |case| account(case, "uplink", |event| add(event, &[("counter", 1)])),
     },
     Damage {
         name: "a-frame-that-only-the-sender-counted",
         words: &["agreement: ", "the near end sent"],
-        inflict: |case| nth(case, "capture", 0, |event| add(event, &[("sent", 1)])),
+        inflict: |case| account(case, "uplink", |event| add(event, &[("sent", 1)])),
     },
     Damage {
         name: "an-account-missing",
@@ -294,16 +294,19 @@ fn lose_markers(case: &Path, link: &str, kind: MarkerKind, count: usize) {
     });
 }
 
+/// Edits the account of a link's capture.
+fn account(case: &Path, link: &str, edit: impl FnOnce(&mut Value)) {
+    edit_history(case, |events| {
+        let at = position(events, |event| event["kind"] == "capture" && event["link"] == link);
+        edit(&mut events[at]["event"]);
+    });
+}
+
 /// Loses frames, and makes every account agree with what is left.
 fn lose_frames_and_counts(case: &Path, link: &str, edit: impl FnOnce(&mut Vec<Frame>, u64)) {
     let lost = lose_frames(case, link, edit);
-    edit_history(case, |events| {
-        let at = position(events, |event| event["kind"] == "capture" && event["link"] == link);
-        add(
-            &mut events[at]["event"],
-            &[("captured", -lost), ("interface", -lost), ("counter", -lost), ("sent", -lost)],
-        );
-    });
+    let counts = [("captured", -lost), ("interface", -lost), ("counter", -lost), ("sent", -lost)];
+    account(case, link, |event| add(event, &counts));
 }
 
 fn lose_frames(case: &Path, link: &str, edit: impl FnOnce(&mut Vec<Frame>, u64)) -> i64 {
